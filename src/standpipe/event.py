@@ -1,0 +1,464 @@
+"""Event, EventId and Batch: what goes through a stream. Pure: nothing here touches a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+
+import msgspec
+
+from standpipe.clock import now_ms, parse_time
+from standpipe.errors import ConfigError, EventError, FieldError
+from standpipe.limits import (
+    FIELDS_PER_EVENT_MAX,
+    INTEGER_MAX,
+    INTEGER_MIN,
+    KEY_BYTES_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+if TYPE_CHECKING:
+    FieldValue = float | int | str | bool | bytes | None
+else:
+    # msgspec has no union of text and bytes; decoding takes what MessagePack says it is.
+    FieldValue = Any
+"""What a field can hold. A number is finite; a missing reading is None."""
+
+
+class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One reading of one device.
+
+    Args:
+        key: The device id; also what decides the shard. None only for plain entries that others
+            wrote without one.
+        time: When it was read, milliseconds since the epoch.
+        fields: Name → number, text, bool, bytes or None (a missing reading).
+    """
+
+    key: str | None
+    time: int
+    fields: Mapping[str, FieldValue]
+
+    @classmethod
+    def now(cls, key: str | None, **fields: FieldValue) -> Event:
+        """An event read at this moment: ``Event.now("inverter-7", volts=230.5)``."""
+        return cls(key, now_ms(), fields)
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], *, key_field: str = "key", time_field: str = "time"
+    ) -> Event:
+        """An event from a flat mapping, such as a parsed JSON object or a CSV row.
+
+        Args:
+            mapping: The key and the time under their names, every other item a field. Without a
+                time it is now; the time may be an int (ms) or ISO 8601 text.
+            key_field: The name that holds the key.
+            time_field: The name that holds the time.
+
+        Raises:
+            FieldError: the key or the time is not one. The fields are checked on sending.
+        """
+        fields = dict(mapping)
+        key = fields.pop(key_field, None)
+        time = fields.pop(time_field, None)
+        if isinstance(key, int) and not isinstance(key, bool):
+            key = str(key)
+        if key is not None and not isinstance(key, str):
+            raise FieldError(
+                f"the key, {key_field!r}, is {key!r}, not text",
+                field=key_field,
+                value=key,
+                hint="The key is the device's id, as text.",
+            )
+        try:
+            ms = now_ms() if time is None else parse_time(time, name=time_field)
+        except ConfigError as error:
+            raise FieldError(error.message, field=time_field, value=time, hint=error.hint) from None
+        return cls(key, ms, fields)
+
+    def to_mapping(self, *, key_field: str = "key", time_field: str = "time") -> dict[str, Any]:
+        """The flat mapping that :meth:`from_mapping` reads."""
+        return {key_field: self.key, time_field: self.time, **self.fields}
+
+
+class EventId(NamedTuple):
+    """Where an event stands in its shard: entry ID plus index inside the entry.
+
+    Ordered as the shard is. Unique within a shard; with several shards the pair
+    (shard, event ID) is unique in the stream.
+    """
+
+    ms: int
+    seq: int
+    index: int = 0
+
+    @property
+    def entry(self) -> str:
+        """The entry ID as Redis writes it, ``1700000000000-0``."""
+        return f"{self.ms}-{self.seq}"
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}/{self.index}"
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> EventId:
+        """Read ``1700000000000-0/17``, ``1700000000000-0`` or ``1700000000000``.
+
+        Raises:
+            EventError: the text is none of these.
+        """
+        raw = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+        entry, slash, index = raw.partition("/")
+        ms, dash, seq = entry.partition("-")
+        numbers = (ms, seq if dash else "0", index if slash else "0")
+        if not all(part.isascii() and part.isdigit() for part in numbers):
+            raise EventError(
+                f"{raw!r} is not an event ID", hint="Write 1700000000000-0/17 or 1700000000000-0."
+            )
+        return cls(*map(int, numbers))
+
+
+class Entry(Protocol):
+    """One decoded entry of a shard: what a codec makes of it.
+
+    ``id`` is the event ID of its first event (index 0), ``count`` how many events it carries.
+    Decoding may be put off until ``events`` or ``table`` is called, and may then raise DecodeError.
+    """
+
+    @property
+    def id(self) -> EventId: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def fields(self) -> list[bytes]:
+        """Name, value, name, value… as they stand on the server."""
+        ...
+
+    def events(self) -> list[Event]: ...
+
+    def table(self) -> pa.Table: ...
+
+
+class _Part:
+    """A span of an entry's events."""
+
+    __slots__ = ("_entry", "count", "id")
+
+    def __init__(self, entry: Entry, start: int, stop: int) -> None:
+        self._entry = entry
+        self.id = EventId(entry.id.ms, entry.id.seq, entry.id.index + start)
+        self.count = stop - start
+
+    @property
+    def fields(self) -> list[bytes]:
+        return self._entry.fields
+
+    def events(self) -> list[Event]:
+        start = self.id.index - self._entry.id.index
+        return self._entry.events()[start : start + self.count]
+
+    def table(self) -> pa.Table:
+        return self._entry.table().slice(self.id.index - self._entry.id.index, self.count)
+
+
+class Batch(Sequence[Event]):
+    """Events of one shard, in the shard's order, decoded when they are looked at.
+
+    Args:
+        entries: The decoded entries, in order.
+        stream: The stream's name.
+        shard: The shard's number, from 0.
+    """
+
+    __slots__ = ("_events", "_length", "entries", "shard", "stream")
+
+    def __init__(self, entries: Sequence[Entry], *, stream: str = "", shard: int = 0) -> None:
+        self.entries: Final = tuple(entries)
+        self.stream: Final = stream
+        self.shard: Final = shard
+        self._length = sum(entry.count for entry in self.entries)
+        self._events: list[Event] | None = None
+
+    @property
+    def events(self) -> list[Event]:
+        """All events as a list, in order.
+
+        Raises:
+            DecodeError: an entry's content is not what its header says; not retryable.
+        """
+        if self._events is None:
+            lists = [entry.events() for entry in self.entries]
+            self._events = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+        return self._events
+
+    @property
+    def ids(self) -> list[EventId]:
+        """The event IDs, parallel to :attr:`events`."""
+        return [
+            EventId(first.ms, first.seq, first.index + offset)
+            for first, count in ((entry.id, entry.count) for entry in self.entries)
+            for offset in range(count)
+        ]
+
+    def part(self, start: int, stop: int) -> tuple[Batch, list[int]]:
+        """The events from ``start`` to ``stop``, and of which of :attr:`entries` each piece is."""
+        pieces: list[Entry] = []
+        indexes: list[int] = []
+        position = 0
+        for index, entry in enumerate(self.entries):
+            low, high = max(start, position), min(stop, position + entry.count)
+            if low < high:
+                whole = high - low == entry.count
+                pieces.append(entry if whole else _Part(entry, low - position, high - position))
+                indexes.append(index)
+            position += entry.count
+        return Batch(pieces, stream=self.stream, shard=self.shard), indexes
+
+    def table(self) -> pa.Table:
+        """The batch as a pyarrow Table: ``key``, ``time`` (int64, ms), then one column per field.
+
+        Columns blocks are handed over without copying; other entries are converted. A field that
+        an event does not have is null.
+
+        Raises:
+            DecodeError: as :attr:`events`.
+        """
+        import pyarrow as pa
+
+        tables = [entry.table() for entry in self.entries]
+        if len(tables) == 1:
+            return tables[0]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.events[index]
+
+    def __repr__(self) -> str:
+        if not self.entries:
+            return f"<Batch of {self.stream!r}: empty>"
+        first, last = self.entries[0].id, self.entries[-1].id
+        return (
+            f"<Batch of {self.stream!r} shard {self.shard}: {self._length} events, "
+            f"{first.entry} to {last.entry}>"
+        )
+
+
+# --- checking before sending ---------------------------------------------------------------------
+
+_PLAIN_TYPES: Final = frozenset({float, int, str, bool, bytes, type(None)})
+_fields_of = attrgetter("fields")
+_key_of = attrgetter("key")
+_time_of = attrgetter("time")
+
+
+def _spellings(word: str) -> Iterable[str]:
+    return {sign + form for sign in ("", "+", "-") for form in (word, word.upper(), word.title())}
+
+
+_NAN_TEXTS: Final = frozenset(
+    chain.from_iterable(map(_spellings, ("nan", "inf", "infinity")))
+) | frozenset({"NaN", "-NaN", "+NaN"})
+"""Text that float() of most languages would turn into a number that is none."""
+
+
+def check_events(events: Sequence[Event]) -> None:
+    """Refuse events that no codec carries or that would come back as something else.
+
+    Looks at all events together in loops that run in C (about 0.2 µs per event with three fields),
+    and at each by itself only to name the wrong one.
+
+    Raises:
+        FieldError: a key, a time, a field's name or a value is not allowed; its ``args`` name the
+            first such field.
+        EventError: something in the sequence is no Event.
+    """
+    if _all_plain(events):
+        return
+    for event in events:
+        check_event(event)
+
+
+def _all_plain(events: Sequence[Event]) -> bool:
+    """Whether a quick look finds nothing that needs a closer one."""
+    try:
+        fields = list(map(_fields_of, events))
+        if set(map(type, fields)) != {dict} or max(map(len, fields)) > FIELDS_PER_EVENT_MAX:
+            return not events
+        keys = set(map(_key_of, events))
+        keys.discard(None)
+        if set(map(type, keys)) - {str} or "" in keys:
+            return False
+        # UTF-8 takes at most four bytes per character; the closer look counts them.
+        if max(map(len, keys), default=0) > KEY_BYTES_MAX // 4 or not "".join(keys).isascii():
+            return False
+        times = list(map(_time_of, events))
+        if set(map(type, times)) != {int} or min(times) < TIME_MS_MIN or max(times) > TIME_MS_MAX:
+            return False
+        names = set(chain.from_iterable(fields))
+        if "" in names or set(map(type, names)) - {str}:
+            return False
+        values = list(chain.from_iterable(map(dict.values, fields)))
+        types = set(map(type, values))
+        if not types <= _PLAIN_TYPES:
+            return False
+        if str in types and not _NAN_TEXTS.isdisjoint(values):
+            return False
+        numbers: list[Any] = values
+        if not types <= {float, int, bool}:
+            numbers = [value for value in values if type(value) is float or type(value) is int]
+        # A sum is finite only if all its parts are; a sum that overflows only costs the closer look.
+        if not math.isfinite(sum(numbers)):
+            return False
+        return int not in types or (
+            min(numbers, default=0) >= INTEGER_MIN and max(numbers, default=0) <= INTEGER_MAX
+        )
+    except (TypeError, AttributeError, OverflowError, ValueError):
+        return False
+
+
+def check_event(event: Event) -> None:
+    """Refuse one event; see :func:`check_events`.
+
+    Raises:
+        FieldError: see there.
+        EventError: it is no Event.
+    """
+    if not isinstance(cast(object, event), Event):
+        raise EventError(
+            f"{event!r} is not an Event", hint="Build it with Event(key, time, fields)."
+        )
+    _check_key(event.key)
+    _check_time(event.time)
+    fields = cast(object, event.fields)
+    if not isinstance(fields, dict):
+        raise EventError(
+            f"the fields of {event.key!r} are {fields!r}, not a dict",
+            hint="Build the event with Event(key, time, {name: value}).",
+        )
+    if len(event.fields) > FIELDS_PER_EVENT_MAX:
+        raise EventError(
+            f"event of {event.key!r} has {len(event.fields)} fields, more than "
+            f"{FIELDS_PER_EVENT_MAX}",
+            hint="Split the reading over several events.",
+        )
+    for name, value in event.fields.items():
+        _check_field(name, value)
+
+
+def _check_key(key: object) -> None:
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise FieldError(f"key is {key!r}, not text", field="key", value=key)
+    if not key:
+        raise FieldError(
+            "key is empty",
+            field="key",
+            value=key,
+            hint="The key is the device's id; None stands for a reading without one.",
+        )
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise FieldError(
+            f"key {key!r} is not valid Unicode",
+            field="key",
+            value=key,
+            hint="It holds half a surrogate pair; decode the input with its right encoding.",
+        ) from None
+    if size > KEY_BYTES_MAX:
+        raise FieldError(
+            f"key {key[:40]!r}… has {size} bytes, more than {KEY_BYTES_MAX}",
+            field="key",
+            value=key,
+            hint="The key is the device's id; put the rest into fields.",
+        )
+
+
+def _check_time(time: object) -> None:
+    if type(time) is not int:
+        raise FieldError(
+            f"time is {time!r}, not an int",
+            field="time",
+            value=time,
+            hint="Times are whole milliseconds since the epoch.",
+        )
+    if not TIME_MS_MIN <= time <= TIME_MS_MAX:
+        raise FieldError(
+            f"time {time} is outside the years 1 to 9999",
+            field="time",
+            value=time,
+            hint="Times are milliseconds; microseconds or nanoseconds have to be divided first.",
+        )
+
+
+def _check_field(name: object, value: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise FieldError(
+            f"field name {name!r} is not text or empty",
+            field=str(name),
+            value=value,
+            hint="Give every field a name of at least one character.",
+        )
+    try:
+        name.encode()
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        raise FieldError(
+            f"field {name!r} is not valid Unicode",
+            field=name,
+            value=value,
+            hint="It holds half a surrogate pair; send bytes, or decode with the right encoding.",
+        ) from None
+    if isinstance(value, (list, tuple, set, dict)):
+        raise FieldError(
+            f"field {name!r} is a {type(cast(object, value)).__name__}: {value!r}",
+            field=name,
+            value=cast(object, value),
+            hint="Send one field per number (phase_1, phase_2), or the whole as text or bytes.",
+        )
+    if type(value) not in _PLAIN_TYPES:
+        raise FieldError(
+            f"field {name!r} is a {type(value).__name__}: {value!r}",
+            field=name,
+            value=value,
+            hint="Turn it into a float, int, text, bool or bytes (numpy: value.item()).",
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(
+            f"field {name!r} is {value!r}, not a finite number",
+            field=name,
+            value=value,
+            hint="Send None for a missing reading.",
+        )
+    if type(value) is int and not INTEGER_MIN <= value <= INTEGER_MAX:
+        raise FieldError(
+            f"field {name!r} is {value}, which does not fit in 64 bits",
+            field=name,
+            value=value,
+            hint="Send it as a float or as text.",
+        )
+    if isinstance(value, str) and value.strip() in _NAN_TEXTS:
+        raise FieldError(
+            f"field {name!r} is the text {value!r}, which stands for no number",
+            field=name,
+            value=value,
+            hint="Send None for a missing reading; `standpipe send --null NaN` does it for files.",
+        )

@@ -1,0 +1,212 @@
+"""Every limit and default that has a number: its unit is in the name, its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- events and blocks ---------------------------------------------------------------------------
+
+EVENT_BYTES_MAX: Final = 64 * 1024
+"""An event above this belongs beside the stream, with its path in the event (the manual's media
+files): the server keeps everything in memory and copies an entry whole for every group."""
+
+KEY_BYTES_MAX: Final = 512
+"""A device id; longer keys are a payload put in the wrong place."""
+
+FIELDS_PER_EVENT_MAX: Final = 512
+"""Lua's unpack() has a stack of some thousand values; 512 pairs stay far below it."""
+
+BLOCK_EVENTS_MAX: Final = 500
+"""Events per block. The server's cost per event falls until about 500 (0.1-0.2 µs); beyond that a
+block only makes redelivery after a crash coarser, since the entry is the unit of acknowledgement."""
+
+BLOCK_BYTES_MAX: Final = 256 * 1024
+"""Encoded bytes per block, before compression: what one worker must hold and one reply must carry."""
+
+TABLE_BLOCK_ROWS_MAX: Final = 16_384
+"""Rows per columns block; Arrow's framing of some hundred bytes is then below 0.1 byte per row."""
+
+COMPRESS_BYTES_MIN: Final = 256
+"""Below this zstd saves less than its own frame costs."""
+
+INTEGER_MIN: Final = -(2**63)
+INTEGER_MAX: Final = 2**63 - 1
+"""Integers are 64 bits signed: what MessagePack, Arrow and other languages read alike."""
+
+TIME_MS_MIN: Final = -62_135_596_800_000
+TIME_MS_MAX: Final = 253_402_300_799_999
+"""Years 1 to 9999, what datetime can show. A time outside is most likely in another unit."""
+
+# --- reading files ------------------------------------------------------------------------------
+
+INPUT_CHUNK_BYTES: Final = 256 * 1024
+"""Bytes of a file or of standard input that are read, parsed and sent together: some thousand lines,
+enough that the cost per call vanishes, little enough that the events of one chunk fit in 20 MB."""
+
+INPUT_CHUNK_ROWS: Final = 4_096
+"""Rows of a Parquet file that are turned into events together."""
+
+LINE_BYTES_MAX: Final = 1024 * 1024
+"""A longer line is passed over without being kept. No event of that size could be sent, and a file
+without line ends (a binary one) must not fill the memory."""
+
+DECODED_EVENTS_MAX: Final = 1_000_000
+"""Events that a block may announce. Standpipe writes far smaller ones; a block that announces more
+would take the reader's memory before its content is looked at."""
+
+DECODED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes that a block may take when decompressed: 256 times BLOCK_BYTES_MAX, so that raised limits
+fit, while a kilobyte of zstd that claims gigabytes is refused: it would kill worker after worker."""
+
+NUMBER_BYTES_MAX: Final = 64
+"""Text above this is never read as a number: the longest shortest form of a float has 24 bytes."""
+
+# --- streams -------------------------------------------------------------------------------------
+
+SHARDS_MAX: Final = 256
+"""Shards per stream. The tags are searched for, about SHARDS² steps: 30 ms at 256."""
+
+STREAM_NAME_BYTES_MAX: Final = 256
+
+# --- producer ------------------------------------------------------------------------------------
+
+BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes that a producer holds between send() and the acknowledgement; then send() waits."""
+
+BUFFER_EVENTS_MAX: Final = 1_000_000
+"""Events that a producer holds, whatever their size: each costs the client about 200 bytes beside
+its payload."""
+
+WRITE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes of one write to the server. Larger writes add no throughput and make a cut dearer."""
+
+SEQUENCE_TTL_MS: Final = 24 * 3600 * 1000
+"""How long the server remembers a producer's last sequence number. Longer than any retry deadline,
+so that a block that was held back by an outage is still recognised."""
+
+SEND_DEADLINE_MS: Final = 120_000
+"""How long a block is tried before its receipt fails; Kafka's delivery.timeout.ms is the same."""
+
+RETRY_MS_MIN: Final = 20
+RETRY_MS_MAX: Final = 2_000
+"""Backoff between tries: full jitter, doubling from the first to the second."""
+
+# --- connections ---------------------------------------------------------------------------------
+
+CONNECT_MS_MAX: Final = 5_000
+REPLY_MS_MAX: Final = 10_000
+"""How long a reply to a command that does not block may take. A blocking read gets its own
+deadline: its BLOCK time plus this."""
+
+SOCKET_READ_BYTES: Final = 256 * 1024
+"""Bytes asked of the socket at once; redis-py's default of 64 KiB makes four times the calls."""
+
+# --- consumer and worker -------------------------------------------------------------------------
+
+READ_COUNT: Final = 256
+"""Entries per read and shard: plain entries are small, and a read of this many costs about as much
+as its round trip. A read is bounded by the events in flight as well."""
+
+READ_BLOCK_MS: Final = 2_000
+"""How long a read waits at the server when there is nothing new. It only bounds how fast a drain is
+noticed on an idle stream; new entries end it at once."""
+
+IN_FLIGHT_EVENTS_MAX: Final = 20_000
+"""Events that one worker process holds unacknowledged; a pending entry costs the server about
+180 bytes."""
+
+EVENTS_PER_ENTRY_GUESS: Final = 64
+"""What a consumer takes an entry to hold before it has seen one; after that it goes by the last."""
+
+ACK_GRACE_MS: Final = 5
+"""How long an acknowledgement waits for a read to travel with, when the reader is blocked. It is on
+no event's path; a crash within it means a few more redeliveries."""
+
+IDS_PER_COMMAND_MAX: Final = 1_000
+"""Entry IDs in one XACK or script call, so that no single command holds up the server for long."""
+
+IDLE_MS_MIN: Final = 30_000
+"""An entry not renewed for this long is taken over from its consumer."""
+
+RENEWALS_PER_IDLE: Final = 3
+"""A live worker renews its entries this many times per idle_ms_min, so that two may fail."""
+
+CLAIM_COUNT: Final = 256
+"""Entries per XAUTOCLAIM call; the server scans ten times as many for idle ones."""
+
+DELIVERIES_MAX: Final = 5
+"""Deliveries of an entry before its failing event is dead-lettered."""
+
+RETRY_AFTER_MS: Final = 200
+RETRY_AFTER_MS_MAX: Final = 30_000
+"""Backoff of a failing handler: doubling from the first to the second, with jitter."""
+
+CONCURRENCY: Final = 64
+"""Async handlers of one worker that run at the same time."""
+
+SYNC_SLICE_MS: Final = 10
+SYNC_SLICE_EVENTS_MAX: Final = 256
+"""A sync handler of single events gets about this much work per hop to a thread: the hop costs some
+50 µs, which would be all of it for a handler that takes one. Short, so that slow handlers still
+spread over the threads."""
+
+TRACE_CHARS_MAX: Final = 4_000
+"""The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
+
+DRAIN_MS_MAX: Final = 10_000
+"""How long a stopping worker waits for the handlers in progress before it leaves their entries
+pending for others."""
+
+# --- embedded server -----------------------------------------------------------------------------
+
+SERVER_PORT: Final = 6390
+SERVER_PORTS_TRIED: Final = 100
+"""The port of a data folder that has had none yet, and how many above it are tried when it is taken.
+Beside 6379, so that a server of the system is never in the way."""
+
+SERVER_MEMORY_PERCENT: Final = 50
+"""maxmemory of the embedded server, of the memory that this process may use. The rest is for the
+copy-on-write pages of an AOF rewrite, the clients' buffers, and the workers beside it."""
+
+SERVER_START_MS_MAX: Final = 60_000
+"""How long the starting server may go without progress. While it reads its data set each step
+forward begins the time anew: ending a server that loads would only make it load again."""
+
+SERVER_STOP_MS_MAX: Final = 30_000
+"""How long SIGTERM may take (the AOF is written out) before SIGKILL."""
+
+RESTARTS_MAX: Final = 5
+RESTARTS_WINDOW_MS: Final = 60_000
+"""Restarts of a server that dies by itself within the window, before giving up loudly."""
+
+RESTART_MS_MIN: Final = 200
+RESTART_MS_MAX: Final = 5_000
+"""Backoff before a restart: full jitter, doubling from the first to the second."""
+
+ORPHAN_MS_MAX: Final = 5_000
+"""How long a start waits for the server of a parent that was killed: the kernel has sent it SIGTERM
+already, and it only has to write its AOF out."""
+
+SERVER_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A server log above this is moved to server.log.1 at the next start of the server."""
+
+# --- datasets ------------------------------------------------------------------------------------
+
+DATASET_VALUES_AT_ONCE: Final = 65_536
+"""Readings of a dataset held as Python objects at the same time: some megabytes, and enough that
+numpy's cost per call is spread thin."""
+
+SIMULATED_READINGS_MAX: Final = 50_000_000
+"""A simulation's results are held in memory, 8 or 16 bytes per reading: 0.8 GB at most."""
+
+PRESSURE_M_MAX: Final = 1_000
+"""No water network has 100 bar. Above this EPANET has computed a node that is cut off from every
+source, whose pressure is not known."""
+
+REPLAY_TICK_MS: Final = 10
+"""Time between two bursts of a replay at a rate, at least: below it the timer of the event loop
+costs more than the events."""
+
+REPLAY_EVENTS_MAX: Final = 5_000
+"""Events per list of a replay, so that one that lags behind does not catch up in a single burst. A
+step that has more by itself stays whole when the speed is what is set."""
