@@ -1,0 +1,217 @@
+"""Stream: one logical log on a server, and the definition that every process shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from standpipe.codec import PlainLayout, check_codec
+from standpipe.errors import ConfigError, StreamNotFoundError
+from standpipe.keyspace import check_stream_name, definition_key, shard_keys, side_key
+from standpipe.limits import SHARDS_MAX
+from standpipe.wire import Server
+
+_TYPES: Final[Mapping[str, type]] = {
+    "float": float,
+    "int": int,
+    "str": str,
+    "bool": bool,
+    "bytes": bytes,
+}
+
+
+class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What all processes have to agree on about a stream; kept on the server as JSON.
+
+    A stream without one has one shard, the default names and no schema, as redis-cli makes it.
+    """
+
+    version: int = 1
+    shards: int = 1
+    codec: str = "rows"
+    key_field: str = "key"
+    time_field: str = "time"
+    schema: dict[str, Literal["float", "int", "str", "bool", "bytes"]] | None = None
+
+    @property
+    def layout(self) -> PlainLayout:
+        """How plain entries of this stream are written and read."""
+        schema = None if self.schema is None else {k: _TYPES[v] for k, v in self.schema.items()}
+        return PlainLayout(key_field=self.key_field, time_field=self.time_field, schema=schema)
+
+
+class Stream:
+    """One named, append-only log, on one server or over the shards of a cluster.
+
+    Args:
+        name: The stream's name; with one shard also its key on the server.
+        url: The server: a URL (``redis://…``, see README) or a Server that the caller closes.
+        shards: 1 to 256. Fixed when the stream is first used; None takes what the server has.
+        codec: ``plain``, ``rows`` or ``columns``: what producers write unless told otherwise.
+        key_field: The field of a plain entry that holds the key.
+        time_field: The field of a plain entry that holds the time.
+        schema: Types of the fields of plain entries, such as ``{"volts": float, "serial": str}``;
+            fields without one have their numbers recognised.
+
+    Raises:
+        ConfigError: a name, a URL or a value that is not allowed; on opening also: the server has
+            another definition of this stream.
+
+    Use it as an async context manager, or call :meth:`open` and :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str | Server,
+        *,
+        shards: int | None = None,
+        codec: str | None = None,
+        key_field: str | None = None,
+        time_field: str | None = None,
+        schema: Mapping[str, type] | None = None,
+    ) -> None:
+        self.name: Final = check_stream_name(name, shards or 1)
+        if shards is not None and not 1 <= shards <= SHARDS_MAX:
+            raise ConfigError(f"shards is {shards}", hint=f"A stream has 1 to {SHARDS_MAX} shards.")
+        if key_field is not None and key_field == time_field:
+            raise ConfigError(
+                f"key_field and time_field are both {key_field!r}", hint="Give them two names."
+            )
+        asked = {
+            "shards": shards,
+            "codec": None if codec is None else check_codec(codec),
+            "key_field": key_field,
+            "time_field": time_field,
+            "schema": None if schema is None else _schema_names(schema),
+        }
+        self._asked: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+        self._owns_server = isinstance(url, str)
+        self.server: Final = Server(url) if isinstance(url, str) else url
+        self._definition: Definition | None = None
+        self._keys: tuple[str, ...] = ()
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def definition(self) -> Definition:
+        """What the server and this process agreed on.
+
+        Raises:
+            ConfigError: the stream is not open.
+        """
+        if self._definition is None:
+            raise ConfigError(
+                f"stream {self.name!r} is not open", hint="Use `async with Stream(...)` or open()."
+            )
+        return self._definition
+
+    @property
+    def is_open(self) -> bool:
+        return self._definition is not None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its shards, in order."""
+        self.definition  # noqa: B018  raises when it is not open
+        return self._keys
+
+    @property
+    def shards(self) -> int:
+        return len(self.keys)
+
+    def dead_key(self, shard: int) -> str:
+        """The key of a shard's dead letters."""
+        return side_key(self.keys[shard], "dead")
+
+    async def exists(self) -> bool:
+        """Whether an entry was ever sent or a group created: whether any shard's key is there."""
+        for key in self.keys:
+            if await self.server.call("EXISTS", key, key=key):
+                return True
+        return False
+
+    async def require(self) -> None:
+        """Raise unless the stream exists.
+
+        Raises:
+            StreamNotFoundError: nothing stands at any of its keys.
+        """
+        if not await self.exists():
+            raise StreamNotFoundError(
+                f"stream {self.name!r} does not exist on {self.server.address.shown}"
+            )
+
+    # --- opening and closing ---------------------------------------------------------------------
+
+    async def open(self) -> Stream:
+        """Agree with the server on the definition; the first process with an opinion writes it.
+
+        Raises:
+            ConfigError: the server's definition differs from what this process asked for.
+            ServerError: the server cannot be reached or refuses.
+
+        Cost: GET, and SET NX once in a stream's life; one or two round trips.
+        """
+        if self._definition is not None:
+            return self
+        key = definition_key(self.name)
+        raw: bytes | None = await self.server.call("GET", key, key=key)
+        if raw is None and self._asked:
+            wanted = msgspec.json.encode(Definition(**self._asked))
+            # NX: of two processes that begin at once one wins, and the other compares itself to it.
+            await self.server.call("SET", key, wanted, "NX", key=key)
+            raw = await self.server.call("GET", key, key=key)
+        found = self._read(raw)
+        for name, value in self._asked.items():
+            has = getattr(found, name)
+            # The codec is what a producer writes by default; any group reads all three.
+            if has != value and name != "codec":
+                raise ConfigError(
+                    f"stream {self.name!r} has {name} {has!r} on the server, {value!r} was asked",
+                    hint=f"Leave {name} out to use what the server has, or choose another name.",
+                )
+        if "codec" in self._asked:
+            found = msgspec.structs.replace(found, codec=self._asked["codec"])
+        self._definition = found
+        self._keys = shard_keys(self.name, found.shards)
+        return self
+
+    def _read(self, raw: bytes | None) -> Definition:
+        if raw is None:
+            return Definition()
+        try:
+            return msgspec.json.decode(raw, type=Definition)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(
+                f"the definition of stream {self.name!r} on the server cannot be read: {error}",
+                hint=f"A newer version may have written it; see GET {definition_key(self.name)}.",
+            ) from None
+
+    async def close(self) -> None:
+        """Close the connections, if the stream made them."""
+        self._definition = None
+        if self._owns_server:
+            await self.server.close()
+
+    async def __aenter__(self) -> Stream:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name!r} on {self.server.address.shown}>"
+
+
+def _schema_names(schema: Mapping[str, type]) -> dict[str, str]:
+    names = {kind: name for name, kind in _TYPES.items()}
+    for field, kind in schema.items():
+        if kind not in names:
+            raise ConfigError(
+                f"schema: field {field!r} has the type {kind!r}",
+                hint="A field is one of float, int, str, bool and bytes.",
+            )
+    return {field: names[kind] for field, kind in schema.items()}

@@ -1,0 +1,582 @@
+"""The only module that speaks to the server.
+
+redis-py keeps what it is good at: URLs, TLS, authentication, Sentinel, the map of a cluster, parsing
+by hiredis. Two of its habits are turned off here, because a queue cannot afford them:
+
+* its ``socket_timeout`` of 5 s ends a longer blocking read, and its own retries hide that: a
+  ``BLOCK 7000`` became a TimeoutError after a minute. Here every exchange has one deadline of its
+  own, which counts the BLOCK time in.
+* its retries send a command again whose outcome is unknown: one ``xadd()`` left two entries. Here
+  nothing is sent again below the producer, which knows what may be.
+
+Replies are the server's own, over RESP3, as bytes: redis-py's reshaping differs between its default
+and an explicit ``protocol=3``, so its command layer is not used at all.
+
+Sources: https://redis.io/docs/latest/develop/reference/protocol-spec/ ,
+https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import hiredis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import (
+    AbstractConnection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import MaxConnectionsError, RedisClusterException, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from standpipe.errors import (
+    AuthenticationError,
+    ClusterDownError,
+    CommandMissingError,
+    ConfigError,
+    GroupNotFoundError,
+    NotPermittedError,
+    NotPersistingError,
+    PrimaryDownError,
+    ReadOnlyServerError,
+    ReplyError,
+    ReplyTimeoutError,
+    ScriptMissingError,
+    SequenceError,
+    ServerBusyError,
+    ServerFullError,
+    ServerLoadingError,
+    ServerUnavailableError,
+    SlotMovedError,
+    StandpipeError,
+    TooFewReplicasError,
+    TooManyClientsError,
+    WrongTypeError,
+)
+from standpipe.keyspace import slot
+from standpipe.limits import CONNECT_MS_MAX, REPLY_MS_MAX, SOCKET_READ_BYTES
+
+Argument = str | bytes | int | float
+
+# --- what the server says ------------------------------------------------------------------------
+
+_BY_CODE: Final[Mapping[str, type[StandpipeError]]] = {
+    "OOM": ServerFullError,
+    "MISCONF": NotPersistingError,
+    "READONLY": ReadOnlyServerError,
+    "LOADING": ServerLoadingError,
+    "BUSY": ServerBusyError,
+    "MASTERDOWN": PrimaryDownError,
+    "NOREPLICAS": TooFewReplicasError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MOVED": SlotMovedError,
+    "ASK": SlotMovedError,
+    "TRYAGAIN": SlotMovedError,
+    "NOSCRIPT": ScriptMissingError,
+    "NOAUTH": AuthenticationError,
+    "WRONGPASS": AuthenticationError,
+    "NOPERM": NotPermittedError,
+    "WRONGTYPE": WrongTypeError,
+    "NOGROUP": GroupNotFoundError,
+    "SPORDER": SequenceError,
+}
+_BY_TEXT: Final[Sequence[tuple[str, type[StandpipeError]]]] = (
+    ("max number of clients", TooManyClientsError),
+    ("unknown command", CommandMissingError),
+    ("unknown subcommand", CommandMissingError),
+    ("invalid username-password pair", AuthenticationError),
+    ("invalid password", AuthenticationError),
+)
+# Redis 6.2 wraps what a command inside a script says: "ERR Error running script …: -OOM command…".
+_IN_SCRIPT: Final = re.compile(r"[:\s]-?(" + "|".join(_BY_CODE) + r")\s")
+
+
+def translate(error: BaseException, where: str) -> StandpipeError:
+    """The error of this package for what redis-py, the socket or the server said.
+
+    Args:
+        error: As caught, or as found inside a reply.
+        where: Host and port, for the message.
+    """
+    if isinstance(error, StandpipeError):
+        return error
+    text = str(error)
+    code: str = getattr(error, "status_code", None) or ""
+    if not code:
+        code, _, rest = text.partition(" ")
+        if code in _BY_CODE:
+            text = rest
+    kind = _BY_CODE.get(code)
+    if kind is None and (found := _IN_SCRIPT.search(text)):
+        code, kind = found[1], _BY_CODE[found[1]]
+    if kind is None:
+        kind = next((k for part, k in _BY_TEXT if part in text.lower()), None)
+        code = ""
+    if kind is not None:
+        return kind(f"{where}: {code} {text}".replace("  ", " ").strip())
+    if isinstance(error, (TimeoutError, RedisTimeoutError)):
+        # redis-py says TimeoutError only while connecting: exchanges have their own deadline.
+        return ServerUnavailableError(f"{where}: no connection within {CONNECT_MS_MAX} ms")
+    if isinstance(error, (OSError, RedisConnectionError, MaxConnectionsError)):
+        return ServerUnavailableError(f"{where}: {text or type(error).__name__}")
+    if isinstance(error, RedisClusterException):
+        return ClusterDownError(f"{where}: {text}")
+    return ReplyError(f"{where}: {text or repr(error)}", hint="")
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+def pack(*arguments: Argument) -> bytes:
+    """One command in RESP, ready to be written."""
+    packed: bytes = hiredis.pack_command(arguments)
+    return packed
+
+
+class Script(NamedTuple):
+    """A Lua script of this package: see the head of its file for keys, arguments and reply."""
+
+    name: str
+    text: str
+    sha: str
+
+    def pack(self, keys: Sequence[str], *arguments: Argument, whole: bool = False) -> bytes:
+        """An EVALSHA, or with ``whole`` the EVAL that teaches the server the script as well."""
+        if whole:
+            return pack("EVAL", self.text, len(keys), *keys, *arguments)
+        return pack("EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+
+@lru_cache(maxsize=None)
+def script(name: str) -> Script:
+    """The script in ``lua/<name>.lua``."""
+    text = (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8")
+    # Comments are for readers of the file; the server keeps and hashes what is left.
+    lines = (line for line in text.splitlines() if line and not line.lstrip().startswith("--"))
+    body = "\n".join(lines)
+    return Script(name, body, hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest())
+
+
+# --- one connection ------------------------------------------------------------------------------
+
+
+class Link:
+    """One connection, owned by one caller, never shared while a read blocks on it.
+
+    Made by :meth:`Server.link`. After any error other than an error reply it is closed for good;
+    its owner asks the server for a new one.
+    """
+
+    def __init__(self, connection: AbstractConnection, where: str) -> None:
+        self._connection = connection
+        self.where = where
+        self.taught: set[str] = set()
+        """Scripts sent whole over this link, so that their SHA is known to its server."""
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection.is_connected
+
+    async def exchange(
+        self, commands: Iterable[bytes], count: int, *, reply_ms_max: int = REPLY_MS_MAX
+    ) -> list[Any]:
+        """Write packed commands in one go and read all their replies.
+
+        Args:
+            commands: As :func:`pack` makes them.
+            count: How many replies are to come.
+            reply_ms_max: Deadline for all of it, ms; a blocking read adds its BLOCK time.
+
+        Returns:
+            The replies in order, as bytes, int, float, bool, list, dict or None. An error reply
+            stands in its place as a StandpipeError and is not raised: the others have happened.
+
+        Raises:
+            ServerUnavailableError: the connection broke; what was written may have been executed.
+            ReplyTimeoutError: so did the deadline; likewise. Both retryable.
+
+        Delivery:
+            If the process dies here, the server may or may not have executed each command.
+        """
+        connection = self._connection
+        replies: list[Any] = []
+        try:
+            async with asyncio.timeout(reply_ms_max / 1000):
+                await connection.send_packed_command(commands, check_health=False)
+                for _ in range(count):
+                    try:
+                        replies.append(
+                            await connection.read_response(
+                                disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                            )
+                        )
+                    except RedisError as error:
+                        if isinstance(error, (RedisConnectionError, RedisTimeoutError)) and not (
+                            getattr(error, "status_code", None)
+                        ):
+                            raise
+                        replies.append(translate(error, self.where))
+        except TimeoutError:
+            await self.close()
+            raise ReplyTimeoutError(
+                f"{self.where}: no reply within {reply_ms_max} ms ({len(replies)} of {count} came)"
+            ) from None
+        except (OSError, RedisError) as error:
+            await self.close()
+            raise translate(error, self.where) from error
+        except BaseException:
+            # Cancelled half-way: the next reply would be this exchange's, so the link cannot go on.
+            await self.close()
+            raise
+        return replies
+
+    async def call(self, *arguments: Argument, reply_ms_max: int = REPLY_MS_MAX) -> Any:
+        """One command, one reply.
+
+        Raises:
+            StandpipeError: the error reply, translated; or as :meth:`exchange`.
+        """
+        (reply,) = await self.exchange((pack(*arguments),), 1, reply_ms_max=reply_ms_max)
+        if isinstance(reply, StandpipeError):
+            raise reply
+        return reply
+
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Run a script; the server learns it when it does not know it.
+
+        Raises:
+            StandpipeError: as :meth:`call`.
+        """
+        reply = (await self.exchange((script.pack(keys, *arguments),), 1))[0]
+        if isinstance(reply, ScriptMissingError):
+            # EVAL teaches and runs in one step, and needs no permission for SCRIPT LOAD.
+            packed = script.pack(keys, *arguments, whole=True)
+            reply = (await self.exchange((packed,), 1))[0]
+        if isinstance(reply, StandpipeError):
+            raise reply
+        return reply
+
+    async def close(self) -> None:
+        """Close the connection at once, whatever is under way."""
+        await self._connection.disconnect(nowait=True)
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+_SCHEMES: Final = (
+    "redis, rediss, valkey, valkeys, unix, redis+sentinel, rediss+sentinel, "
+    "redis+cluster, rediss+cluster"
+)
+_URL_HINT: Final = (
+    "Write redis://host:6379/0, rediss://host:6380?ssl_ca_certs=ca.pem, unix:///path, "
+    "redis+sentinel://host:26379/mymaster or redis+cluster://host:7000."
+)
+
+
+class Address(NamedTuple):
+    """A parsed URL."""
+
+    kind: str
+    """``single``, ``sentinel`` or ``cluster``."""
+    hosts: tuple[tuple[str, int], ...]
+    """Host and port, of each Sentinel or start node; empty for unix sockets."""
+    service: str
+    """The name Sentinel knows the primary by."""
+    url: str
+    """What redis-py parses for database, credentials and TLS."""
+    shown: str
+    """The URL without its password."""
+
+
+def parse_address(url: str) -> Address:
+    """Read a server URL.
+
+    Raises:
+        ConfigError: it is not one of the forms in the hint.
+    """
+    parts = urlsplit(url.strip())
+    scheme = parts.scheme.lower().replace("valkeys", "rediss").replace("valkey", "redis")
+    base, _, kind = scheme.partition("+")
+    shown = mask_password(url)
+    if base not in ("redis", "rediss", "unix") or kind not in ("", "sentinel", "cluster"):
+        raise ConfigError(
+            f"URL {shown!r} has the scheme {parts.scheme!r}, not one of {_SCHEMES}", hint=_URL_HINT
+        )
+    if base == "unix":
+        if not parts.path:
+            raise ConfigError(f"URL {shown!r} names no socket", hint=_URL_HINT)
+        return Address("single", (), "", url.strip(), shown)
+    userinfo, _, hostlist = parts.netloc.rpartition("@")
+    hosts = tuple(_host(part, shown, kind) for part in hostlist.split(","))
+    path = parts.path.strip("/")
+    service = ""
+    if kind == "sentinel":
+        service, _, path = path.partition("/")
+        if not service:
+            raise ConfigError(f"URL {shown!r} names no Sentinel service", hint=_URL_HINT)
+    elif kind == "" and len(hosts) != 1:
+        raise ConfigError(f"URL {shown!r} names several hosts", hint=_URL_HINT)
+    if path and not path.isdigit():
+        raise ConfigError(f"URL {shown!r}: database {path!r} is not a number", hint=_URL_HINT)
+    if kind == "cluster" and path not in ("", "0"):
+        raise ConfigError(f"URL {shown!r}: a cluster has database 0 alone", hint=_URL_HINT)
+    host, port = hosts[0]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    netloc = f"{userinfo}@{where}" if userinfo else where
+    plain = urlunsplit((base, netloc, f"/{path}" if path else "", parts.query, ""))
+    try:
+        parse_url(plain)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"URL {shown!r}: {error}", hint=_URL_HINT) from None
+    return Address(kind or "single", hosts, unquote(service), plain, shown)
+
+
+def _host(text: str, shown: str, kind: str) -> tuple[str, int]:
+    port_default = 26379 if kind == "sentinel" else 6379
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError(f"URL {shown!r}: {text!r} is no host:port", hint=_URL_HINT) from None
+    if not host:
+        raise ConfigError(f"URL {shown!r} names no host", hint=_URL_HINT)
+    return host, port if port is not None else port_default
+
+
+def mask_password(url: str) -> str:
+    """The URL with ``***`` for its password, wherever it stands."""
+    masked = re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:password|ssl_password)=)[^&]*", r"\1***", masked)
+
+
+class Server:
+    """A server, a Sentinel-watched primary or a cluster; hands out connections to it.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``, ``redis+cluster://``
+            (and ``rediss+…``, ``valkey://``).
+        name: What connections are called in CLIENT LIST.
+
+    Raises:
+        ConfigError: the URL is none of these.
+
+    Nothing is connected before the first call. Close it with :meth:`close`, or use it as an async
+    context manager.
+    """
+
+    def __init__(self, url: str, *, name: str = "standpipe") -> None:
+        self.address = parse_address(url)
+        self.name = name
+        self._cluster: RedisCluster | None = None
+        self._cluster_lock = asyncio.Lock()
+        self._shared: dict[str, Link] = {}
+        self._shared_lock = asyncio.Lock()
+        self._capabilities: frozenset[str] | None = None
+        self._new_connection: Callable[[], AbstractConnection] | None = None
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.address.kind == "cluster"
+
+    async def link(self, key: str) -> Link:
+        """A new connection to the node that serves a key; the caller closes it.
+
+        Raises:
+            ServerUnavailableError, ServerLoadingError, ClusterDownError: retryable.
+            AuthenticationError: user or password is wrong.
+        """
+        where = self.address.shown
+        try:
+            if self.is_cluster:
+                node = (await self._topology()).nodes_manager.get_node_from_slot(slot(key))
+                connection, where = _node_connection(node), f"{node.host}:{node.port}"
+            else:
+                connection = self._connection()
+            async with asyncio.timeout(CONNECT_MS_MAX / 1000):
+                await connection.connect()
+        except (OSError, RedisError) as error:
+            found = translate(error, where)
+            if self.is_cluster:
+                await self.refresh()
+            raise found from error
+        return Link(connection, where)
+
+    def _connection(self) -> AbstractConnection:
+        if self._new_connection is None:
+            options = _options(self.address, self.name)
+            if self.address.kind == "sentinel":
+                # Sentinels have their own users, if any; the credentials are the server's.
+                sentinel = Sentinel(
+                    list(self.address.hosts),
+                    sentinel_kwargs={"socket_timeout": CONNECT_MS_MAX / 1000, "protocol": 3},
+                )
+                tls = {"ssl": True} if options.pop("tls") else {}
+                # The client keeps the pool alive, to which its connections hold a weak reference.
+                client: Any = sentinel.master_for(self.address.service, **tls, **options)
+                self._new_connection = lambda: client.connection_pool.make_connection()
+            else:
+                options.pop("tls")
+                pool = ConnectionPool.from_url(self.address.url, **options)
+                self._new_connection = pool.make_connection
+        return self._new_connection()
+
+    async def _topology(self) -> RedisCluster:
+        async with self._cluster_lock:
+            if self._cluster is None:
+                options = _options(self.address, self.name)
+                tls = {"ssl": True} if options.pop("tls") else {}
+                cluster = RedisCluster(
+                    startup_nodes=[ClusterNode(host, port) for host, port in self.address.hosts],
+                    cluster_error_retry_attempts=0,
+                    **tls,
+                    **options,
+                )
+                await cluster.initialize()
+                self._cluster = cluster
+            return self._cluster
+
+    async def refresh(self) -> None:
+        """Forget the cluster's map and the shared connections; the next use reads it anew."""
+        await self.close()
+
+    async def call(self, *arguments: Argument, key: str, reply_ms_max: int = REPLY_MS_MAX) -> Any:
+        """One command that does not block, over a connection shared by such commands.
+
+        Args:
+            arguments: The command.
+            key: A key that decides the node in a cluster.
+            reply_ms_max: Deadline, ms.
+
+        Raises:
+            StandpipeError: the error reply, translated; or as :meth:`Link.exchange`.
+        """
+        (reply,) = await self.call_many([arguments], key=key, reply_ms_max=reply_ms_max)
+        if isinstance(reply, StandpipeError):
+            raise reply
+        return reply
+
+    async def call_many(
+        self,
+        commands: Sequence[Sequence[Argument]],
+        *,
+        key: str,
+        reply_ms_max: int = REPLY_MS_MAX,
+    ) -> list[Any]:
+        """Several commands in one round trip; error replies stand in their places, not raised."""
+        async with self._shared_lock:
+            link = await self._shared_link(key)
+            packed = [pack(*arguments) for arguments in commands]
+            return await link.exchange(packed, len(packed), reply_ms_max=reply_ms_max)
+
+    async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
+        """Run a script over the shared connection; see :meth:`Link.run`."""
+        async with self._shared_lock:
+            return await (await self._shared_link(keys[0])).run(script, keys, *arguments)
+
+    async def _shared_link(self, key: str) -> Link:
+        node = ""
+        if self.is_cluster:
+            found = (await self._topology()).nodes_manager.get_node_from_slot(slot(key))
+            node = f"{found.host}:{found.port}"
+        link = self._shared.get(node)
+        if link is None or not link.is_open:
+            link = self._shared[node] = await self.link(key)
+        return link
+
+    async def capabilities(self, key: str) -> frozenset[str]:
+        """What this server can do beyond Redis 6.2, probed rather than read off its version.
+
+        Returns:
+            Of ``waitaof``, ``xackdel`` (commands), ``claim`` (XREADGROUP … CLAIM), ``idmp``
+            (XADD … IDMP), ``xnack``: those that it has.
+        """
+        if self._capabilities is None:
+            # The probes of options name a key that no stream has and fail in parsing or on it.
+            probe = f"{{{key}}}:probe" if "{" not in key else f"{key}:probe"
+            claim = ("XREADGROUP", "GROUP", "-", "-", "CLAIM", 0, "STREAMS", probe, ">")
+            idmp = ("XADD", probe, "NOMKSTREAM", "IDMP", "-", "-", "*", "-", "-")
+            info = [("COMMAND", "INFO", name) for name in ("WAITAOF", "XACKDEL", "XNACK")]
+            replies = await self.call_many([*info, claim, idmp], key=key)
+            found = {
+                name
+                for name, reply in zip(("waitaof", "xackdel", "xnack"), replies, strict=False)
+                if isinstance(reply, (list, dict)) and reply and any(reply)
+            }
+            if isinstance(replies[3], GroupNotFoundError):
+                found.add("claim")
+            if replies[4] is None:
+                found.add("idmp")
+            self._capabilities = frozenset(found)
+        return self._capabilities
+
+    async def info(self, key: str, *sections: str) -> dict[str, str]:
+        """INFO of the node that serves a key, as a flat mapping."""
+        reply: bytes = await self.call("INFO", *sections, key=key)
+        lines = reply.decode("utf-8", "replace").splitlines()
+        pairs = (line.partition(":") for line in lines if line and not line.startswith("#"))
+        return {name: value for name, _, value in pairs}
+
+    async def close(self) -> None:
+        """Close what is open; the object can be used again."""
+        links, self._shared = list(self._shared.values()), {}
+        cluster, self._cluster = self._cluster, None
+        self._capabilities = None
+        for link in links:
+            await link.close()
+        if cluster is not None:
+            await cluster.aclose()
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _options(address: Address, name: str) -> dict[str, Any]:
+    """redis-py's options that are the same for every kind of server; ``tls`` is for the caller."""
+    options: dict[str, Any] = {
+        "protocol": 3,
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_MS_MAX / 1000,
+        "socket_read_size": SOCKET_READ_BYTES,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": name,
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "tls": False,
+    }
+    parsed: dict[str, Any] = dict(parse_url(address.url))
+    kind = parsed.pop("connection_class", None)
+    if kind is not UnixDomainSocketConnection:
+        options["socket_keepalive"] = True
+    if address.kind != "single":
+        # from_url() does this for a single server; Sentinel and Cluster want it spelled out.
+        parsed.pop("host", None)
+        parsed.pop("port", None)
+        if address.kind == "cluster":
+            parsed.pop("db", None)
+        options.update(parsed)
+        options["tls"] = kind is SSLConnection
+    return options
+
+
+def _node_connection(node: ClusterNode) -> AbstractConnection:
+    options = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+    return node.connection_class(**options)
