@@ -1,0 +1,155 @@
+"""The same for scripts and notebooks that are not async: a thin face over the async core.
+
+    from standpipe import Event, sync
+
+    with sync.Stream("power_grid_stream", "redis://127.0.0.1:6390") as stream:
+        stream.send(Event.now("inverter-7", volts=230.5, amps=1.2))
+        for event in stream.read(start="-1h"):
+            print(event)
+
+Everything runs in one background thread with its own event loop (anyio's blocking portal), so it
+works inside a notebook that has a loop already. Calls wait for their result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Final
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from standpipe.errors import ConfigError
+from standpipe.event import Batch, Event, EventId
+from standpipe.producer import Producer
+from standpipe.reader import Point, Reader
+from standpipe.stream import Stream as AsyncStream
+from standpipe.worker import Worker
+
+
+class Stream:
+    """A stream with its producer, blocking. Use it as a context manager.
+
+    Args:
+        name, url, stream options: as :class:`standpipe.Stream`.
+        producer: Options of :class:`standpipe.Producer`, such as ``{"deadline_ms": 30_000}``.
+
+    Raises:
+        ConfigError, ServerError: on entering, as the async ones.
+    """
+
+    def __init__(
+        self, name: str, url: str, *, producer: Mapping[str, Any] | None = None, **stream: Any
+    ) -> None:
+        self._options: Final = (name, url, dict(stream), dict(producer or {}))
+        self._portal: BlockingPortal | None = None
+        self._stack = ExitStack()
+        self._stream: AsyncStream | None = None
+        self._producer: Producer | None = None
+
+    def __enter__(self) -> Stream:
+        name, url, stream_options, producer_options = self._options
+
+        async def make() -> tuple[AsyncStream, Producer]:
+            # Both bind to the loop they are used in, so they are made inside it.
+            stream = AsyncStream(name, url, **stream_options)
+            return stream, Producer(stream, **producer_options)
+
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal("asyncio"))
+            self._stream, self._producer = self._portal.call(make)
+            stack.enter_context(self._portal.wrap_async_context_manager(self._stream))
+            stack.enter_context(self._portal.wrap_async_context_manager(self._producer))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal = None
+        self._stack.__exit__(kind, error, trace)
+
+    def _running(self) -> tuple[BlockingPortal, AsyncStream, Producer]:
+        if self._portal is None or self._stream is None or self._producer is None:
+            raise ConfigError("the stream is not open", hint="Use `with sync.Stream(...)`.")
+        return self._portal, self._stream, self._producer
+
+    def send(self, event: Event | Mapping[str, Any]) -> EventId | None:
+        """Send one event and wait for the acknowledgement; see :meth:`standpipe.Producer.send`."""
+        portal, _, producer = self._running()
+
+        async def call() -> EventId | None:
+            return await (await producer.send(event))
+
+        return portal.call(call)
+
+    def send_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[EventId | None]:
+        """Send many and wait; IDs in the events' order. Much faster than a loop over send."""
+        portal, _, producer = self._running()
+
+        async def call() -> list[EventId | None]:
+            return await (await producer.send_many(events))
+
+        return portal.call(call)
+
+    def send_table(self, table: Any) -> list[EventId | None]:
+        """Send a table or data frame and wait; see :meth:`standpipe.Producer.send_table`."""
+        portal, _, producer = self._running()
+
+        async def call() -> list[EventId | None]:
+            return await (await producer.send_table(table))
+
+        return portal.call(call)
+
+    def read(
+        self, *, start: Point = "-", end: Point | None = None, follow: bool = False
+    ) -> Iterator[Event]:
+        """Events between two points, or from one onwards; see :class:`standpipe.Reader`."""
+        for batch in self.read_batches(start=start, end=end, follow=follow):
+            yield from batch
+
+    def read_batches(
+        self, *, start: Point = "-", end: Point | None = None, follow: bool = False
+    ) -> Iterator[Batch]:
+        """The same as batches: with event IDs, or as tables."""
+        portal, stream, _ = self._running()
+
+        async def begin() -> Any:
+            return Reader(stream, start=start, end=end, follow=follow).batches()
+
+        batches = portal.call(begin)
+        try:
+            while True:
+                try:
+                    yield portal.call(batches.__anext__)
+                except StopAsyncIteration:
+                    return
+        finally:
+            portal.call(batches.aclose)
+
+    def work(self, group: str, handler: Callable[..., Any], **options: Any) -> None:
+        """Run a handler of single events as a worker until interrupted (Ctrl-C drains).
+
+        Args:
+            group: The consumer group.
+            handler: ``handler(event)`` or ``handler(event, context)``.
+            options: Of :class:`standpipe.Worker`.
+        """
+        portal, stream, _ = self._running()
+
+        async def begin() -> Worker:
+            worker = Worker(stream, group, **options)
+            worker.each(handler)
+            return worker
+
+        worker = portal.call(begin)
+        running = portal.start_task_soon(worker.run)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            portal.call(worker.stop)
+            running.result()

@@ -1,0 +1,597 @@
+"""Worker: runs a user's handler over what its consumer delivers, and settles every event.
+
+Every event ends in one of three ways: its handler returned and it is acknowledged; it is a dead
+letter with the reason; or it stays pending for another member of the group. An entry is settled
+when all of its events are: that is when the acknowledgement leaves, together with the entry's dead
+letters in one atomic step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from standpipe.clock import now_ms, parse_duration
+from standpipe.consumer import Consumer, Delivery
+from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
+from standpipe.event import Batch, Event, EventId
+from standpipe.limits import (
+    CONCURRENCY,
+    DELIVERIES_MAX,
+    DRAIN_MS_MAX,
+    IDLE_MS_MIN,
+    IN_FLIGHT_EVENTS_MAX,
+    SYNC_SLICE_EVENTS_MAX,
+    SYNC_SLICE_MS,
+    TRACE_CHARS_MAX,
+)
+from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
+from standpipe.stream import Stream
+
+log: Final = logging.getLogger("standpipe.worker")
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+class Retry(Exception):  # noqa: N818  raised by handlers as a decision, not as an error
+    """Raised by a handler: handle this again later. Counts as a delivery.
+
+    Args:
+        after: How long to wait, ms or ``"30s"``; None: the usual backoff.
+    """
+
+    def __init__(self, reason: str = "the handler asked for a retry", *, after: int | str | None = None) -> None:
+        super().__init__(reason)
+        self.after_ms: Final = None if after is None else parse_duration(after, name="after")
+
+
+class Reject(Exception):  # noqa: N818  likewise
+    """Raised by a handler: give this event up at once; it becomes a dead letter with the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason: Final = reason
+
+
+class Context:
+    """Where an event, or the first of a batch, comes from.
+
+    ``deliveries`` counts this delivery too. ``queued_ms`` is the time since the entry was added, by
+    the wall clocks of server and worker.
+    """
+
+    __slots__ = ("deliveries", "event_id", "group", "shard", "stream")
+
+    def __init__(
+        self, stream: str, shard: int, group: str, event_id: EventId, deliveries: int
+    ) -> None:
+        self.stream = stream
+        self.shard = shard
+        self.group = group
+        self.event_id = event_id
+        self.deliveries = deliveries
+
+    @property
+    def queued_ms(self) -> int:
+        return now_ms() - self.event_id.ms
+
+
+class WorkerStats:
+    """Counters of one worker, since it was started; more in ``worker.consumer.stats``."""
+
+    __slots__ = ("dead", "handled", "retried")
+
+    def __init__(self) -> None:
+        self.handled = 0
+        """Events whose handler returned."""
+        self.retried = 0
+        """Handler calls that failed and were, or will be, repeated."""
+        self.dead = 0
+        """Events that became dead letters."""
+
+    def __repr__(self) -> str:
+        return f"WorkerStats(handled={self.handled}, retried={self.retried}, dead={self.dead})"
+
+
+class _Open:
+    """An entry whose events are not all settled yet."""
+
+    __slots__ = ("id", "left", "letters", "shard")
+
+    def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
+        self.shard = shard
+        self.id = entry_id
+        self.left = left
+        self.letters: list[list[bytes]] = []
+
+
+class _Call:
+    """One call of the handler to come: a batch, or one event of it."""
+
+    __slots__ = ("argument", "deliveries", "first", "opened", "shard")
+
+    def __init__(
+        self, argument: Batch | Event, opened: list[_Open], first: EventId, deliveries: int
+    ) -> None:
+        self.argument = argument
+        self.opened = opened
+        """The open entry of each of the batch's entries, parallel; of an event, its one."""
+        self.first = first
+        self.deliveries = deliveries
+
+
+class Worker:
+    """Runs a handler as a member of a consumer group.
+
+    Args:
+        stream: The stream; opened if it is not.
+        group: The group's name; created at ``start`` where it does not exist.
+        name: The consumer's name; default: unique to this process.
+        start: Where a new group begins; see Consumer.
+        concurrency: Handlers running at the same time; default: 64 for ``each``, 1 for ``batch``.
+        deliveries_max: Deliveries after which a failing event becomes a dead letter.
+        idle_ms_min: Entries of other members idle for this long are taken over.
+        in_flight_events_max: Events delivered and not yet settled, at most.
+        drain_ms_max: How long a stopping worker waits for the handlers in progress.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+
+    Delivery:
+        At least once. A handler that has returned may run again for the same event if the process
+        dies before the acknowledgement has left; a whole block is delivered again if its worker dies
+        inside it. ``Context.event_id`` with the shard makes a sink idempotent.
+
+    Example:
+        worker = Worker(stream, group="monitoring_group")
+
+        @worker.each
+        async def store(event: Event, context: Context) -> None: ...
+
+        await worker.run()
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        group: str,
+        *,
+        name: str | None = None,
+        start: str = "0",
+        concurrency: int | None = None,
+        deliveries_max: int = DELIVERIES_MAX,
+        idle_ms_min: int = IDLE_MS_MIN,
+        in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        drain_ms_max: int = DRAIN_MS_MAX,
+    ) -> None:
+        for option, value in (
+            ("concurrency", 1 if concurrency is None else concurrency),
+            ("deliveries_max", deliveries_max),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} is {value}", hint="It is at least 1.")
+        self.stream: Final = stream
+        self.consumer: Final = Consumer(
+            stream,
+            group,
+            name,
+            start=start,
+            idle_ms_min=idle_ms_min,
+            in_flight_events_max=in_flight_events_max,
+        )
+        self.stats: Final = WorkerStats()
+        self._concurrency = concurrency
+        self._deliveries_max = deliveries_max
+        self._drain_ms_max = drain_ms_max
+        self._handler: Callable[..., Any] | None = None
+        self._is_batch = False
+        self._wants_context = False
+        self._is_async = False
+        self._calls: asyncio.Queue[_Call] = asyncio.Queue()
+        self._busy = 0
+        self._quiet = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._later: set[asyncio.TimerHandle] = set()
+        self._call_s = SYNC_SLICE_MS / 1000
+        """How long a sync handler takes for one event, smoothed; begins with one event per hop."""
+
+    # --- handlers --------------------------------------------------------------------------------
+
+    def each(self, handler: H) -> H:
+        """Use a function for every single event: ``handler(event)`` or ``handler(event, context)``.
+
+        An async one runs concurrently with others; a plain one runs in a thread.
+
+        Raises:
+            HandlerError: it takes no, or too many, arguments, or the worker has a handler already.
+        """
+        return self._set_handler(handler, is_batch=False)
+
+    def batch(self, handler: H) -> H:
+        """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
+
+        If it fails, it is called again for the batch, and at the last try for ever smaller parts, so
+        that only the events that fail by themselves become dead letters.
+
+        Raises:
+            HandlerError: as :meth:`each`.
+        """
+        return self._set_handler(handler, is_batch=True)
+
+    def _set_handler(self, handler: H, *, is_batch: bool) -> H:
+        if self._handler is not None:
+            raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
+        self._wants_context = _takes_context(handler)
+        self._handler = handler
+        self._is_batch = is_batch
+        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)  # noqa: B004  an object with an async __call__
+        )
+        return handler
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to drain and return; may be called from a signal handler."""
+        self._stop_asked.set()
+
+    async def run(self) -> None:
+        """Handle events until :meth:`stop` is called or an error comes that no retry mends.
+
+        On the way out it reads no more, waits up to ``drain_ms_max`` for the handlers in progress,
+        acknowledges, gives back what is left, and leaves the group.
+
+        Raises:
+            HandlerError: there is no handler.
+            ServerError, ConfigError: at the start, or later if no retry can mend it.
+
+        Cost: one read of all shards with the waiting acknowledgements per round trip.
+        """
+        if self._handler is None:
+            raise HandlerError(
+                "the worker has no handler", hint="Decorate a function with @worker.each first."
+            )
+        opened_here = not self.stream.is_open
+        await self.stream.open()
+        count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
+        runners: list[asyncio.Task[None]] = []
+        try:
+            await self.consumer.start()
+            runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
+            await self._until_stopped(runners)
+            await self._drain(runners)
+            await self.consumer.leave()
+        finally:
+            for timer in self._later:
+                timer.cancel()
+            await _cancel(runners)
+            await self.consumer.close()
+            if opened_here:
+                await self.stream.close()
+
+    async def _until_stopped(self, runners: list[asyncio.Task[None]]) -> None:
+        """Take in deliveries until asked to stop; raise what ended the intake or a runner."""
+        intake = asyncio.create_task(self._intake(), name="standpipe-intake")
+        stopped = asyncio.create_task(self._stop_asked.wait())
+        try:
+            done, _ = await asyncio.wait(
+                [intake, stopped, *runners], return_when=asyncio.FIRST_COMPLETED
+            )
+            for ended in done - {stopped}:
+                await ended
+            await self.consumer.stop_reading()
+        finally:
+            await _cancel([intake, stopped])
+
+    async def _drain(self, runners: list[asyncio.Task[None]]) -> None:
+        """Let the handlers in progress finish; what has not begun is given back."""
+        while not self._calls.empty():
+            self._calls.get_nowait()
+        try:
+            async with asyncio.timeout(self._drain_ms_max / 1000):
+                while self._busy:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            log.warning(
+                "%d handlers were still running after %d ms; their events stay pending",
+                self._busy,
+                self._drain_ms_max,
+            )
+        await _cancel(runners)
+
+    # --- from deliveries to calls ----------------------------------------------------------------
+
+    async def _intake(self) -> None:
+        async for delivery in self.consumer.deliveries():
+            await self._take(delivery)
+
+    async def _take(self, delivery: Delivery) -> None:
+        batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
+        for bad in delivery.undecodable:
+            await self._bury_raw(_Open(shard, bad.id, 1), bad.fields, bad.error)
+        opened = [
+            _Open(shard, entry_id, entry.count)
+            for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
+        ]
+        if not counts:
+            await self._queue(batch, opened, 1)
+            return
+        # After a takeover the entries' counts differ, so each goes by itself.
+        for entry, open_entry in zip(batch.entries, opened, strict=True):
+            alone = Batch([entry], stream=batch.stream, shard=shard)
+            deliveries = counts.get(open_entry.id, 1)
+            if on_takeover(deliveries, self._deliveries_max) == "dead":
+                reason = f"delivered {deliveries} times and never finished: its workers died of it"
+                await self._bury(alone, [open_entry], alone.ids[0], deliveries, reason, None)
+            else:
+                await self._queue(alone, [open_entry], deliveries)
+
+    async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+        """Queue a batch for the handler; for a handler of single events, each event of it."""
+        try:
+            # Decoded here and once: a payload that is not what its header says has to be found
+            # before a handler sees half of it.
+            events = batch.events
+        except DecodeError:
+            await self._queue_decodable(batch, opened, deliveries)
+            return
+        if not events:
+            await self._settle(opened, [0] * len(opened))
+        elif self._is_batch:
+            self._calls.put_nowait(_Call(batch, opened, batch.ids[0], deliveries))
+        else:
+            owners = [o for o in opened for _ in range(o.left)]
+            for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
+                self._calls.put_nowait(_Call(event, [owner], event_id, deliveries))
+
+    async def _queue_decodable(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+        for entry, open_entry in zip(batch.entries, opened, strict=True):
+            try:
+                entry.events()
+            except DecodeError as error:
+                open_entry.left = 1
+                await self._bury_raw(open_entry, entry.fields, error)
+            else:
+                alone = Batch([entry], stream=batch.stream, shard=batch.shard)
+                await self._queue(alone, [open_entry], deliveries)
+
+    # --- calling ---------------------------------------------------------------------------------
+
+    async def _run_calls(self) -> None:
+        while True:
+            call = await self._calls.get()
+            self._busy += 1
+            try:
+                if self._is_async:
+                    await self._call(call)
+                elif self._is_batch:
+                    await self._call_in_thread([call])
+                else:
+                    await self._call_in_thread([call, *self._more_calls()])
+            finally:
+                self._busy -= 1
+                if not self._busy:
+                    self._quiet.set()
+
+    def _more_calls(self) -> list[_Call]:
+        """What else goes into the same hop to a thread, which costs more than a quick handler."""
+        count = min(SYNC_SLICE_EVENTS_MAX, int(SYNC_SLICE_MS / 1000 / max(self._call_s, 1e-9)))
+        return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
+
+    def _arguments(self, call: _Call) -> tuple[Any, ...]:
+        if not self._wants_context:
+            return (call.argument,)
+        context = Context(
+            self.stream.name,
+            call.opened[0].shard,
+            self.consumer.group,
+            call.first,
+            call.deliveries,
+        )
+        return call.argument, context
+
+    async def _call(self, call: _Call) -> None:
+        assert self._handler is not None
+        try:
+            await self._handler(*self._arguments(call))
+        except Exception as error:
+            await self._failed(call, error)
+        else:
+            await self._succeeded(call)
+
+    async def _call_in_thread(self, calls: list[_Call]) -> None:
+        handler = self._handler
+        assert handler is not None
+        arguments = [self._arguments(call) for call in calls]
+
+        def run() -> list[Exception | None]:
+            outcomes: list[Exception | None] = []
+            for given in arguments:
+                try:
+                    handler(*given)
+                except Exception as error:  # noqa: BLE001, PERF203  each has its own outcome
+                    outcomes.append(error)
+                else:
+                    outcomes.append(None)
+            return outcomes
+
+        began = time.perf_counter()
+        outcomes = await asyncio.to_thread(run)
+        took_s = (time.perf_counter() - began) / len(calls)
+        self._call_s += (took_s - self._call_s) / 4
+        for call, error in zip(calls, outcomes, strict=True):
+            if error is None:
+                await self._succeeded(call)
+            else:
+                await self._failed(call, error)
+
+    # --- settling --------------------------------------------------------------------------------
+
+    async def _succeeded(self, call: _Call) -> None:
+        counts = _counts(call.argument)
+        self.stats.handled += sum(counts)
+        await self._settle(call.opened, counts)
+
+    async def _settle(self, opened: list[_Open], counts: list[int]) -> None:
+        """Count events of entries as settled, and acknowledge the entries that are through."""
+        done: list[bytes] = []
+        for entry, count in zip(opened, counts, strict=True):
+            entry.left -= count
+            if entry.left > 0:
+                continue
+            if entry.letters:
+                await self.consumer.settle(entry.shard, entry.id, entry.letters)
+            else:
+                done.append(entry.id)
+        if done:
+            self.consumer.ack(opened[0].shard, done)
+
+    async def _failed(self, call: _Call, error: Exception) -> None:
+        if isinstance(error, Reject):
+            await self._give_up(call, error.reason, None)
+            return
+        reason = f"{type(error).__name__}: {error}"
+        if after_failure(call.deliveries, self._deliveries_max) == "dead":
+            await self._give_up(call, reason, error)
+            return
+        self.stats.retried += 1
+        wait_ms = error.after_ms if isinstance(error, Retry) else None
+        if wait_ms is None:
+            wait_ms = handler_backoff_ms(call.deliveries)
+        log.warning(
+            "handler failed for %s of shard %d, delivery %d of %d, again in %d ms: %s",
+            call.first,
+            call.opened[0].shard,
+            call.deliveries,
+            self._deliveries_max,
+            wait_ms,
+            reason,
+        )
+        call.deliveries += 1
+        await self._remember(call)
+        self._queue_later(call, wait_ms)
+
+    async def _remember(self, call: _Call) -> None:
+        """Have the attempt counted on the server, so that a crash does not start over."""
+        for entry in call.opened:
+            try:
+                await self.consumer.count_attempt(entry.shard, entry.id, call.deliveries)
+            except StandpipeError as error:
+                log.warning("the delivery count of %s could not be kept: %s", entry.id, error)
+
+    def _queue_later(self, call: _Call, wait_ms: int) -> None:
+        def put() -> None:
+            self._later.discard(timer)
+            self._calls.put_nowait(call)
+
+        timer = asyncio.get_running_loop().call_later(wait_ms / 1000, put)
+        self._later.add(timer)
+
+    async def _give_up(self, call: _Call, reason: str, error: Exception | None) -> None:
+        argument = call.argument
+        if isinstance(argument, Event) or len(argument) == 1:
+            await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
+            return
+        # Only what fails by itself is given up: the halves are tried apart, down to single events.
+        middle = len(argument) // 2
+        for start, stop in ((0, middle), (middle, len(argument))):
+            part, indexes = argument.part(start, stop)
+            opened = [call.opened[index] for index in indexes]
+            half = _Call(part, opened, part.ids[0], call.deliveries)
+            if self._is_async:
+                await self._call(half)
+            else:
+                await self._call_in_thread([half])
+
+    # --- dead letters ----------------------------------------------------------------------------
+
+    async def _bury(
+        self,
+        argument: Batch | Event,
+        opened: list[_Open],
+        first: EventId,
+        deliveries: int,
+        reason: str,
+        error: Exception | None,
+    ) -> None:
+        """Make dead letters of events; they are stored when their entry is settled."""
+        if isinstance(argument, Event):
+            events, ids = [argument], [first]
+        else:
+            events, ids = argument.events, argument.ids
+        owners = [o for o, n in zip(opened, _counts(argument), strict=True) for _ in range(n)]
+        for event, event_id, owner in zip(events, ids, owners, strict=True):
+            letter = self._letter(str(event_id), deliveries, reason, error)
+            owner.letters.append([*letter, b"d", msgspec.msgpack.encode(event)])
+        self.stats.dead += len(events)
+        log.error(
+            "gave up on %d events from %s of shard %d after %d deliveries: %s",
+            len(events),
+            first,
+            opened[0].shard,
+            deliveries,
+            reason,
+        )
+        await self._settle(opened, _counts(argument))
+
+    async def _bury_raw(self, opened: _Open, fields: list[bytes], error: DecodeError) -> None:
+        """Make a dead letter of an entry that no codec reads, with its fields as they are."""
+        letter = self._letter(opened.id.decode(), 1, f"DecodeError: {error}", None)
+        opened.letters.append([*letter, b"raw", msgspec.msgpack.encode(fields)])
+        self.stats.dead += 1
+        log.error("entry %s of shard %d: %s", opened.id.decode(), opened.shard, error)
+        await self._settle([opened], [1])
+
+    def _letter(
+        self, event_id: str, deliveries: int, reason: str, error: Exception | None
+    ) -> list[bytes]:
+        trace = "" if error is None else "".join(traceback.format_exception(error))
+        pairs = {
+            "group": self.consumer.group,
+            "consumer": self.consumer.name,
+            "id": event_id,
+            "reason": reason,
+            "trace": trace[-TRACE_CHARS_MAX:],
+            "deliveries": str(deliveries),
+            "at": str(now_ms()),
+        }
+        return [part.encode() for pair in pairs.items() for part in pair]
+
+
+def _counts(argument: Batch | Event) -> list[int]:
+    return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
+
+
+def _takes_context(handler: Callable[..., Any]) -> bool:
+    name = getattr(handler, "__name__", repr(handler))
+    if not callable(handler):
+        raise HandlerError(f"{name} is not callable")
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except (TypeError, ValueError):
+        # Some functions written in C have no signature: they get the event alone.
+        return False
+    positional = [
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    needed = [p for p in positional if p.default is p.empty]
+    if len(needed) > 2 or not positional:
+        raise HandlerError(
+            f"{name} takes {len(needed)} arguments",
+            hint="A handler takes the event (or batch) and, if it wants it, the context.",
+        )
+    return len(needed) == 2
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for each in tasks:
+        each.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
