@@ -1,0 +1,112 @@
+"""What every command does around its own work: options, the event loop, errors, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from standpipe.errors import ConfigError, HandlerError, MissingExtraError, StandpipeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FAILED = 1
+WRONG_USAGE = 2
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="The server: redis://, rediss://, redis+sentinel://, redis+cluster:// "
+        "[default: STANDPIPE_URL, standpipe.toml, or the server that `standpipe up` runs here]",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+StreamName = Annotated[str, typer.Argument(help="The stream's name.", show_default=False)]
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors of ours into a message with its hint and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except StandpipeError as error:
+            fail(error)
+        except BrokenPipeError:
+            # `standpipe tail … | head` closes our output: that is its way of saying enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
+        except KeyboardInterrupt:
+            raise typer.Exit(128 + signal.SIGINT) from None
+
+    return run
+
+
+def fail(error: StandpipeError) -> NoReturn:
+    """Print an error and its hint to standard error, and exit."""
+    typer.secho(f"error: {error.message}", fg="red", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)
+    usage = isinstance(error, (ConfigError, HandlerError, MissingExtraError))
+    raise typer.Exit(WRONG_USAGE if usage else FAILED)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def on_stop_signals(stop: Callable[[], None]) -> None:
+    """Call a function on SIGTERM and SIGINT instead of ending; a second SIGINT interrupts."""
+    loop = asyncio.get_running_loop()
+
+    def asked(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+
+
+def server_url(url: str | None) -> str:
+    """The URL to use: the flag, the settings, or the embedded server that runs here.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    from standpipe.config import load
+
+    return load({"url": url}).url
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line of standard output."""
+    typer.echo(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
+def set_up_logging(level: str | None = None) -> None:
+    """Log lines go to standard error, so that standard output stays for facts."""
+    import logging
+
+    from standpipe.config import load
+
+    logging.basicConfig(
+        level=load({"log_level": level}).log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
