@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from standpipe.cli import demo, send, status, tail, up, version, work
@@ -15,6 +19,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Settings [default: ./standpipe.toml]", show_default=False),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option("--log-level", help="debug, info, warning or error", show_default=False),
+    ] = None,
+) -> None:
+    """A message queue and ingestion layer for telemetry on Redis and Valkey Streams."""
+    # By the environment, so that the processes that a command starts have them too.
+    if config is not None:
+        os.environ["STANDPIPE_CONFIG"] = str(config)
+    if log_level is not None:
+        os.environ["STANDPIPE_LOG_LEVEL"] = log_level
+
+
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("up", epilog=up.EXAMPLE)(up.up)
 app.command("send", epilog=send.EXAMPLE)(send.send)

@@ -24,7 +24,12 @@ def demo(
     days: Annotated[float, typer.Option("--days", min=0.05, help="Days of readings.")] = 7,
     devices: Annotated[
         int | None,
-        typer.Option("--devices", min=1, help="Number of devices [default: all there are].", show_default=False),
+        typer.Option(
+            "--devices",
+            min=1,
+            help="Number of devices [default: all there are].",
+            show_default=False,
+        ),
     ] = None,
     shards: Annotated[int, typer.Option("--shards", min=1, max=256, help="Shards.")] = 2,
     rate: Annotated[
@@ -35,7 +40,9 @@ def demo(
     ] = 10,
     url: Annotated[
         str | None,
-        typer.Option("--url", help="Your own server [default: an embedded one].", show_default=False),
+        typer.Option(
+            "--url", help="Your own server [default: an embedded one].", show_default=False
+        ),
     ] = None,
     data: Annotated[
         Path | None,

@@ -9,17 +9,23 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 from standpipe.errors import ConfigError, HandlerError, MissingExtraError, StandpipeError
+
+if TYPE_CHECKING:
+    from standpipe.config import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FAILED = 1
 WRONG_USAGE = 2
+
+TUNING = "Tuning (see docs/settings.md)"
+"""The panel of the help in which the options stand that one rarely needs."""
 
 Url = Annotated[
     str | None,
@@ -83,15 +89,15 @@ def on_stop_signals(stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, asked, number)
 
 
-def server_url(url: str | None) -> str:
-    """The URL to use: the flag, the settings, or the embedded server that runs here.
+def settings_from(**flags: object) -> Settings:
+    """The settings in force, with the flags that were given; None means not given.
 
     Raises:
-        ConfigError: a setting is wrong.
+        ConfigError: a setting is wrong; the message says where it was given.
     """
     from standpipe.config import load
 
-    return load({"url": url}).url
+    return load(flags)
 
 
 def print_json(value: Any) -> None:
@@ -99,14 +105,12 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
 
 
-def set_up_logging(level: str | None = None) -> None:
+def set_up_logging() -> None:
     """Log lines go to standard error, so that standard output stays for facts."""
     import logging
 
-    from standpipe.config import load
-
     logging.basicConfig(
-        level=load({"log_level": level}).log_level.upper(),
+        level=settings_from().log_level.upper(),
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from standpipe.cli.running import Json, StreamName, Url, command, print_json, run_async, server_url
+from typing import TYPE_CHECKING
+
+from standpipe.cli.running import (
+    Json,
+    StreamName,
+    Url,
+    command,
+    print_json,
+    run_async,
+    settings_from,
+)
+
+if TYPE_CHECKING:
+    from standpipe.observe import StreamStatus
 
 EXAMPLE = "Example: standpipe status power_grid_stream --url redis://127.0.0.1:6390"
 
@@ -12,11 +25,11 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
     """Show per shard and group: length, lag, pending, oldest pending age, consumers, memory."""
     import msgspec
 
-    from standpipe.observe import StreamStatus, stream_status
+    from standpipe.observe import stream_status
     from standpipe.stream import Stream
 
     async def read() -> StreamStatus:
-        async with Stream(stream, server_url(url)) as opened:
+        async with Stream(stream, settings_from(url=url).url) as opened:
             return await stream_status(opened)
 
     found = run_async(read())
@@ -26,14 +39,11 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
         _print(found)
 
 
-def _print(status: object) -> None:
+def _print(status: StreamStatus) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from standpipe.clock import format_duration
-    from standpipe.observe import StreamStatus
-
-    assert isinstance(status, StreamStatus)
 
     def size(count: int | None) -> str:
         return "?" if count is None else f"{count / 1024**2:,.1f} MiB"

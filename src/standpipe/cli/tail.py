@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,12 @@ from standpipe.cli.running import (
     Url,
     command,
     run_async,
-    server_url,
     set_up_logging,
+    settings_from,
 )
+
+if TYPE_CHECKING:
+    from standpipe.event import Event, EventId
 
 EXAMPLE = "Example: standpipe tail power_grid_stream --from -10m --follow"
 
@@ -58,7 +61,7 @@ def tail(
     async def show() -> None:
         left = count
         show_line = _json_line if as_json else _text_line
-        async with Stream(stream, server_url(url)) as opened:
+        async with Stream(stream, settings_from(url=url).url) as opened:
             reader = Reader(opened, start=begin, end=end, follow=follow)
             async for batch in reader.batches():
                 lines = [
@@ -75,18 +78,14 @@ def tail(
     run_async(show())
 
 
-def _json_line(event: object, event_id: object, shard: int) -> str:
-    from standpipe.event import Event
+def _json_line(event: Event, event_id: EventId, shard: int) -> str:
     from standpipe.formats import to_ndjson
 
-    assert isinstance(event, Event)
-    return to_ndjson(event, id=str(event_id), shard=shard).decode()
+    return to_ndjson(event, event_id, shard=shard).decode()
 
 
-def _text_line(event: object, event_id: object, shard: int) -> str:
+def _text_line(event: Event, event_id: EventId, shard: int) -> str:
     from standpipe.clock import format_time
-    from standpipe.event import Event
 
-    assert isinstance(event, Event)
     fields = " ".join(f"{name}={value}" for name, value in event.fields.items())
     return f"{format_time(event.time)} {event_id} {event.key or '-'} {fields}\n"

@@ -14,6 +14,7 @@ from standpipe.cli.running import (
     print_json,
     run_async,
     set_up_logging,
+    settings_from,
 )
 
 EXAMPLE = "Example: standpipe up --data ./queue --port 6390"
@@ -60,7 +61,8 @@ def up(
     set_up_logging()
 
     async def serve() -> None:
-        server = EmbeddedServer(data, port=port, bind=bind, appendfsync=fsync)  # pyright: ignore[reportArgumentType]  checked above
+        folder = settings_from(data=data).data
+        server = EmbeddedServer(folder, port=port, bind=bind, appendfsync=fsync)  # pyright: ignore[reportArgumentType]  checked above
         await server.start()
         facts: dict[str, Any] = {
             "url": server.url,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from standpipe.cli.running import (
+    TUNING,
     Json,
     StreamName,
     Url,
@@ -18,8 +19,8 @@ from standpipe.cli.running import (
     on_stop_signals,
     print_json,
     run_async,
-    server_url,
     set_up_logging,
+    settings_from,
 )
 
 EXAMPLE = "Example: standpipe work power_grid_stream app:store --group monitoring --processes 2"
@@ -47,24 +48,23 @@ def work(
             show_default=False,
         ),
     ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(
-            "--concurrency", min=1, help="Handlers at a time in each process.", show_default=False
-        ),
-    ] = None,
     start: Annotated[
         str, typer.Option("--start", help="Where a new group begins: 0, $ or an entry ID.")
     ] = "0",
-    deliveries_max: Annotated[
+    concurrency: Annotated[
         int | None,
-        typer.Option("--deliveries-max", min=1, help="Then an event is dead.", show_default=False),
+        typer.Option(help="Handlers at a time in each process.", rich_help_panel=TUNING),
     ] = None,
-    idle: Annotated[
+    deliveries_max: Annotated[
+        int | None, typer.Option(help="Then an event is dead.", rich_help_panel=TUNING)
+    ] = None,
+    idle_ms_min: Annotated[
         str | None,
-        typer.Option(
-            "--idle", help="Take over what is idle for so long, like 30s.", show_default=False
-        ),
+        typer.Option(help="Take over what is idle for so long: 30s.", rich_help_panel=TUNING),
+    ] = None,
+    in_flight_events_max: Annotated[int | None, typer.Option(rich_help_panel=TUNING)] = None,
+    drain_ms_max: Annotated[
+        str | None, typer.Option(help="Wait so long for handlers.", rich_help_panel=TUNING)
     ] = None,
     url: Url = None,
     as_json: Json = False,
@@ -79,23 +79,31 @@ def work(
     if processes > 1:
         run_async(_run_processes(processes, handler))
         return
-    from standpipe.config import load
     from standpipe.stream import Stream
     from standpipe.worker import Worker
 
     function = load_handler(handler)
     wants_batch = takes_batch(function) if batch is None else batch
-    settings = load({"idle_ms_min": idle, "deliveries_max": deliveries_max})
+    settings = settings_from(
+        url=url,
+        concurrency=concurrency,
+        deliveries_max=deliveries_max,
+        idle_ms_min=idle_ms_min,
+        in_flight_events_max=in_flight_events_max,
+        drain_ms_max=drain_ms_max,
+    )
 
     async def run() -> dict[str, int]:
-        async with Stream(stream, server_url(url)) as opened:
+        async with Stream(stream, settings.url) as opened:
             worker = Worker(
                 opened,
                 group,
                 start=start,
-                concurrency=concurrency,
+                concurrency=settings.concurrency,
                 deliveries_max=settings.deliveries_max,
                 idle_ms_min=settings.idle_ms_min,
+                in_flight_events_max=settings.in_flight_events_max,
+                drain_ms_max=settings.drain_ms_max,
             )
             (worker.batch if wants_batch else worker.each)(function)
             on_stop_signals(worker.stop)

@@ -1,0 +1,138 @@
+"""A block on its way to the server, and the receipts that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+from standpipe.errors import StandpipeError
+from standpipe.event import EventId
+
+BLOCK_OVERHEAD_BYTES: Final = 256
+"""What a block costs this process beside its payload."""
+
+
+class Block:
+    """Events of one shard that travel and are acknowledged together."""
+
+    __slots__ = (
+        "arguments",
+        "count",
+        "deadline",
+        "done",
+        "error",
+        "mark",
+        "parts",
+        "payload",
+        "reported",
+        "runs",
+        "sequence",
+        "size",
+        "wire_bytes",
+    )
+
+    def __init__(self, mark: str, deadline: float) -> None:
+        self.mark = mark
+        self.parts: list[bytes] = []
+        self.payload: bytes | None = None
+        self.count = 0
+        self.size = BLOCK_OVERHEAD_BYTES
+        self.wire_bytes = 0
+        self.arguments = 0
+        """Of a plain run: how many RESP arguments its parts hold."""
+        self.sequence = 0
+        self.deadline = deadline
+        self.done: asyncio.Future[None] | None = None
+        self.runs: list[tuple[int, int, int]] | None = None
+        """(ms, seq, entries) of each run of consecutive entry IDs."""
+        self.error: StandpipeError | None = None
+        self.reported = False
+
+    @property
+    def is_settled(self) -> bool:
+        return self.error is not None or self.runs is not None
+
+    async def wait(self) -> None:
+        if not self.is_settled:
+            if self.done is None:
+                self.done = asyncio.get_running_loop().create_future()
+            # Shielded: one waiter's cancellation must not cancel the others' future.
+            await asyncio.shield(self.done)
+        self.reported = True
+        if self.error is not None:
+            raise self.error
+
+    def settle(self) -> None:
+        self.parts = []
+        self.payload = None
+        if self.done is not None and not self.done.done():
+            self.done.set_result(None)
+
+    def ids(self, start: int, count: int) -> list[EventId]:
+        """The event IDs of ``count`` events from ``start``; empty when they are not known."""
+        runs = self.runs or []
+        if self.mark:
+            return [EventId(ms, seq, start + i) for ms, seq, _ in runs for i in range(count)]
+        found = [EventId(ms, seq + i) for ms, seq, entries in runs for i in range(entries)]
+        return found[start : start + count]
+
+
+class Receipt:
+    """The promise of an acknowledgement for one event.
+
+    Await it for the event's ID. It raises what the event failed with. None instead of an ID means:
+    the server has the event and had acknowledged it before the reply was lost, but its ID is not
+    remembered any more.
+    """
+
+    __slots__ = ("_block", "_index")
+
+    def __init__(self, block: Block, index: int) -> None:
+        self._block = block
+        self._index = index
+
+    def __await__(self) -> Generator[Any, None, EventId | None]:
+        yield from self._block.wait().__await__()
+        ids = self._block.ids(self._index, 1)
+        return ids[0] if ids else None
+
+    @property
+    def is_done(self) -> bool:
+        return self._block.is_settled
+
+
+class Receipts:
+    """The promise of an acknowledgement for many events.
+
+    Await it for their IDs, in the order in which the events were given (see :class:`Receipt` for
+    None). It raises what the first failed block failed with; the other blocks are not affected.
+    """
+
+    __slots__ = ("_parts", "count")
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Block, int, int, Sequence[int]]] = []
+        self.count = 0
+
+    def add(self, block: Block, start: int, count: int, positions: Sequence[int]) -> None:
+        self._parts.append((block, start, count, positions))
+        self.count += count
+
+    def first(self) -> Receipt:
+        """The receipt of the first event alone."""
+        block, start, *_ = self._parts[0]
+        return Receipt(block, start)
+
+    def __await__(self) -> Generator[Any, None, list[EventId | None]]:
+        for block, *_ in self._parts:
+            yield from block.wait().__await__()
+        found: list[EventId | None] = [None] * self.count
+        for block, start, count, positions in self._parts:
+            for position, event_id in zip(positions, block.ids(start, count), strict=False):
+                found[position] = event_id
+        return found
+
+    @property
+    def is_done(self) -> bool:
+        return all(block.is_settled for block, *_ in self._parts)

@@ -1,0 +1,246 @@
+"""What a producer holds between send and acknowledgement: blocks by shard, counted and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from standpipe.errors import (
+    BackpressureError,
+    NotAcknowledgedError,
+    ProducerClosedError,
+    StandpipeError,
+)
+from standpipe.keyspace import side_key
+from standpipe.producer.block import BLOCK_OVERHEAD_BYTES, Block
+
+
+class ProducerStats:
+    """Counters of one producer, since it was started."""
+
+    __slots__ = (
+        "acknowledged",
+        "blocks",
+        "failed",
+        "forgotten",
+        "recognised",
+        "retries",
+        "sent",
+        "wire_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """Events taken by send, send_many and send_table."""
+        self.acknowledged = 0
+        """Events whose entries the server has."""
+        self.failed = 0
+        """Events given up on; their receipts say why."""
+        self.blocks = 0
+        """Writes acknowledged: blocks, or runs of plain events."""
+        self.wire_bytes = 0
+        """Payload bytes of these, compressed."""
+        self.retries = 0
+        """Exchanges that had to be repeated, wholly or in part."""
+        self.recognised = 0
+        """Blocks sent again that the server already had."""
+        self.forgotten = 0
+        """Blocks before which the server had lost this producer's earlier ones."""
+
+    def __repr__(self) -> str:
+        return f"ProducerStats({', '.join(f'{n}={getattr(self, n)}' for n in self.__slots__)})"
+
+
+class Shard:
+    """What the producer holds for one shard."""
+
+    __slots__ = ("floor", "key", "queue", "sequence", "sequence_key", "wake")
+
+    def __init__(self, key: str, producer_id: str) -> None:
+        self.key = key
+        self.sequence_key = side_key(key, f"seq:{producer_id}")
+        self.queue: deque[Block] = deque()
+        self.sequence = 0
+        """The last number given out."""
+        self.floor = 0
+        """Every block up to this number is settled."""
+        self.wake = asyncio.Event()
+        """Set when there is something to write; the shards of one lane share it."""
+
+
+class Buffer:
+    """The blocks of all shards, and the room for more.
+
+    Args:
+        keys: The shards' keys, in order.
+        producer_id: What the server remembers this producer by.
+        bytes_max, events_max: Held at most.
+        block_bytes_max, block_events_max: In one block at most.
+        deadline_ms: How long a block is tried.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        producer_id: str,
+        *,
+        bytes_max: int,
+        events_max: int,
+        block_bytes_max: int,
+        block_events_max: int,
+        deadline_ms: int,
+    ) -> None:
+        self.shards: Final = [Shard(key, producer_id) for key in keys]
+        self.stats: Final = ProducerStats()
+        self.is_closed = False
+        self._bytes_max = bytes_max
+        self._events_max = events_max
+        self._block_bytes_max = block_bytes_max
+        self._block_events_max = block_events_max
+        self._deadline_ms = deadline_ms
+        self._held_bytes = 0
+        self._held_events = 0
+        self._room = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._failures: list[Block] = []
+
+    # --- taking in -------------------------------------------------------------------------------
+
+    def _has_room(self, size: int, count: int) -> bool:
+        # One that is larger than the whole buffer still goes through, alone.
+        return self._held_events == 0 or (
+            self._held_bytes + size <= self._bytes_max
+            and self._held_events + count <= self._events_max
+        )
+
+    def require_room(self, size: int, count: int) -> None:
+        """Raise unless so many bytes and events fit now.
+
+        Raises:
+            BackpressureError: they do not. Retryable.
+        """
+        if not self._has_room(size, count):
+            raise BackpressureError(
+                f"the buffer holds {self._held_events} events and {self._held_bytes} bytes; "
+                f"{count} more with {size} bytes do not fit"
+            )
+
+    async def wait_for_room(self, size: int, count: int) -> None:
+        """Wait until so many bytes and events fit.
+
+        Raises:
+            ProducerClosedError: the producer is not running, or was closed meanwhile.
+        """
+        while True:
+            if self.is_closed:
+                raise ProducerClosedError(
+                    "the producer is not running",
+                    hint="Use `async with Producer(...)`, and send before leaving it.",
+                )
+            if self._has_room(size, count):
+                return
+            self._room.clear()
+            await self._room.wait()
+
+    def add(self, shard: Shard, mark: str, part: bytes, count: int, arguments: int) -> Block:
+        """Put encoded events into the shard's last block if they fit, else into a new one."""
+        block = shard.queue[-1] if shard.queue else None
+        if (
+            block is None
+            or block.sequence  # It has been written already.
+            or block.mark != mark
+            or block.payload is not None
+            or block.count + count > self._block_events_max
+            or block.size + len(part) > self._block_bytes_max
+        ):
+            block = self._new_block(shard, mark)
+        block.parts.append(part)
+        block.arguments += arguments
+        self._take(shard, block, len(part), count)
+        return block
+
+    def add_payload(self, shard: Shard, mark: str, payload: bytes, count: int) -> Block:
+        """Put a block that is ready behind the shard's others."""
+        block = self._new_block(shard, mark)
+        block.payload = payload
+        self._take(shard, block, len(payload), count)
+        return block
+
+    def _new_block(self, shard: Shard, mark: str) -> Block:
+        block = Block(mark, time.monotonic() + self._deadline_ms / 1000)
+        shard.queue.append(block)
+        self._held_bytes += BLOCK_OVERHEAD_BYTES
+        return block
+
+    def _take(self, shard: Shard, block: Block, size: int, count: int) -> None:
+        block.size += size
+        block.count += count
+        self._held_bytes += size
+        self._held_events += count
+        self.stats.sent += count
+        shard.wake.set()
+
+    # --- settling --------------------------------------------------------------------------------
+
+    def acknowledge(self, shard: Shard, runs: list[tuple[int, int, int]]) -> None:
+        """The shard's oldest block is on the server, its entries in these runs of IDs."""
+        block = shard.queue.popleft()
+        block.runs = runs
+        self.stats.acknowledged += block.count
+        self.stats.blocks += 1
+        self.stats.wire_bytes += block.wire_bytes
+        self._release(shard, block)
+
+    def fail(self, shard: Shard, error: StandpipeError) -> None:
+        """The shard's oldest block is given up."""
+        block = shard.queue.popleft()
+        block.error = error
+        self.stats.failed += block.count
+        self._failures.append(block)
+        self._release(shard, block)
+
+    def fail_all(self, shards: Sequence[Shard], error: StandpipeError) -> None:
+        """So is everything that these shards hold."""
+        for shard in shards:
+            while shard.queue:
+                self.fail(shard, error)
+
+    def _release(self, shard: Shard, block: Block) -> None:
+        shard.floor = block.sequence or shard.floor
+        self._held_bytes -= block.size
+        self._held_events -= block.count
+        block.settle()
+        self._room.set()
+        self._settled.set()
+
+    async def wait_until_empty(self) -> None:
+        """Wait until everything taken in is acknowledged or has failed."""
+        while self._held_events:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def raise_failures(self) -> None:
+        """Raise for the failures that nobody has seen; they count as seen then.
+
+        Raises:
+            NotAcknowledgedError: there are some.
+        """
+        unseen = [block for block in self._failures if not block.reported]
+        self._failures = []
+        if unseen:
+            count = sum(block.count for block in unseen)
+            first = unseen[0].error
+            raise NotAcknowledgedError(
+                f"{count} events were not acknowledged; the first because: {first}",
+                count=count,
+                hint=first.hint if first is not None else None,
+            ) from first
+
+    def close(self) -> None:
+        """Take in nothing more, and fail what is left: whoever waits must learn that it ends here."""
+        self.is_closed = True
+        self.fail_all(self.shards, ProducerClosedError("the producer was closed first"))
+        self._room.set()
