@@ -1,4 +1,4 @@
-"""Times and durations as people write them, turned into integer milliseconds. Pure but for now_ms."""
+"""Times and durations as people write them, in integer milliseconds. Pure but for now_ms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 import time
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
 from standpipe.errors import ConfigError
 from standpipe.limits import TIME_MS_MAX, TIME_MS_MIN
@@ -20,7 +20,7 @@ _UNITS_MS: Final = {
     "d": 86_400_000,
     "w": 7 * 86_400_000,
 }
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
+_DURATION: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*(ms|s|min|m|h|d|w)", re.ASCII)
 _DURATION_HINT: Final = "Write a number and a unit: 500ms, 30s, 5m, 2h, 7d."
 _TIME_HINT: Final = (
     "Write milliseconds since the epoch (1700000000000), ISO 8601 (2026-01-31T12:00:00Z), "
@@ -37,7 +37,8 @@ def parse_duration(value: str | int, *, name: str = "duration") -> int:
     """Turn ``"30s"`` into milliseconds; an int is milliseconds already.
 
     Args:
-        value: A number with a unit (``ms s m min h d w``, may be joined: ``1h30m``), or an int in ms.
+        value: Numbers with units (``ms s m min h d w``): ``30s``, ``1h30m``, ``2h 5m``; or an int
+            in ms.
         name: The setting it belongs to, for the error.
 
     Raises:
@@ -71,14 +72,16 @@ def parse_time(value: str | int | float, *, name: str = "time", now: int | None 
         ConfigError: not a time, or outside the years 1 to 9999.
     """
     found: int | None = None
-    if isinstance(value, bool):
+    # A parsed JSON object or a CSV row can hold anything, whatever the annotation says.
+    given = cast(object, value)
+    if isinstance(given, bool):
         pass
-    elif isinstance(value, int):
-        found = value
-    elif isinstance(value, float):
-        found = round(value) if math.isfinite(value) else None
-    else:
-        found = _parse_text(value.strip(), now)
+    elif isinstance(given, int):
+        found = given
+    elif isinstance(given, float):
+        found = round(given) if math.isfinite(given) else None
+    elif isinstance(given, str):
+        found = _parse_text(given.strip(), now)
     if found is None:
         raise ConfigError(f"{name} is {value!r}, not a time", hint=_TIME_HINT)
     if not TIME_MS_MIN <= found <= TIME_MS_MAX:
@@ -90,7 +93,7 @@ def parse_time(value: str | int | float, *, name: str = "time", now: int | None 
 
 
 def _parse_text(text: str, now: int | None) -> int | None:
-    if re.fullmatch(r"-?\d{5,}", text):
+    if re.fullmatch(r"-?[0-9]{5,30}", text):
         return int(text)
     if text == "now":
         return now_ms() if now is None else now
@@ -115,7 +118,8 @@ def format_time(ms: int) -> str:
     """Milliseconds since the epoch as ISO 8601 in UTC: ``2023-11-14T22:13:20.000Z``."""
     seconds, millis = divmod(ms, 1000)
     moment = datetime.fromtimestamp(seconds, tz=UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{millis:03d}Z"
+    # Not strftime: it writes years before 1000 with fewer than four digits.
+    return f"{moment.replace(tzinfo=None).isoformat()}.{millis:03d}Z"
 
 
 def format_duration(ms: int) -> str:
@@ -123,7 +127,8 @@ def format_duration(ms: int) -> str:
     if ms < 1000:
         return f"{ms}ms"
     if ms < 60_000:
-        return f"{ms / 1000:.1f}s"
+        # Cut off, not rounded: 59 999 ms is not 60 s.
+        return f"{ms // 100 / 10}s"
     seconds = ms // 1000
     for name, size, small, small_size in (
         ("d", 86_400, "h", 3_600),

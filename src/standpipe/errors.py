@@ -16,12 +16,12 @@ StandpipeError
 │   ├── WrongTypeError          the key holds something else than a stream
 │   └── GroupNotFoundError      the group is not there (any more)
 ├── ProducerError               sending, beside what the server says
-│   ├── BackpressureError       the buffer is full and on_full="raise"
+│   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
 │   ├── NotAcknowledgedError    flush() or close() found events that failed unseen
-│   └── SequenceError           an earlier block of this producer is missing  retryable
+│   └── SequenceError           an earlier block of this one is missing   retryable
 ├── ServerError                 what the server or the way to it says
-│   ├── ServerUnavailableError  refused, reset or cut connection         retryable
+│   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
 │   ├── ServerFullError         OOM: maxmemory is reached                 retryable
 │   ├── NotPersistingError      MISCONF: the server cannot write to disk  retryable
@@ -208,7 +208,9 @@ class BackpressureError(ProducerError):
 class ProducerClosedError(ProducerError):
     """The producer was closed before the server acknowledged the event."""
 
-    default_hint = "Await flush() or the receipts before closing; send the event again if it counts."
+    default_hint = (
+        "Await flush() or the receipts before closing; send the event again if it counts."
+    )
 
 
 class NotAcknowledgedError(ProducerError):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast, overload
 
 import msgspec
 
@@ -98,7 +97,7 @@ class EventId(NamedTuple):
 
     ms: int
     seq: int
-    index: int = 0
+    index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def entry(self) -> str:
@@ -119,9 +118,11 @@ class EventId(NamedTuple):
         entry, slash, index = raw.partition("/")
         ms, dash, seq = entry.partition("-")
         numbers = (ms, seq if dash else "0", index if slash else "0")
-        if not all(part.isascii() and part.isdigit() for part in numbers):
+        # The server's IDs are two numbers of 64 bits, which have 20 digits at most.
+        if not all(part.isascii() and part.isdigit() and len(part) <= 20 for part in numbers):
             raise EventError(
-                f"{raw!r} is not an event ID", hint="Write 1700000000000-0/17 or 1700000000000-0."
+                f"{raw[:80]!r} is not an event ID",
+                hint="Write 1700000000000-0/17 or 1700000000000-0.",
             )
         return cls(*map(int, numbers))
 
@@ -246,7 +247,13 @@ class Batch(Sequence[Event]):
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Event]: ...
+
+    def __getitem__(self, index: int | slice) -> Event | list[Event]:
         return self.events[index]
 
     def __repr__(self) -> str:
@@ -262,25 +269,18 @@ class Batch(Sequence[Event]):
 # --- checking before sending ---------------------------------------------------------------------
 
 _PLAIN_TYPES: Final = frozenset({float, int, str, bool, bytes, type(None)})
-_fields_of = attrgetter("fields")
-_key_of = attrgetter("key")
-_time_of = attrgetter("time")
-
-
-def _spellings(word: str) -> Iterable[str]:
-    return {sign + form for sign in ("", "+", "-") for form in (word, word.upper(), word.title())}
-
-
+_values_of: Final = dict[Any, Any].values
+_NUMBER_TYPES: Final = frozenset({float, int, bool})
 _NAN_TEXTS: Final = frozenset(
-    chain.from_iterable(map(_spellings, ("nan", "inf", "infinity")))
-) | frozenset({"NaN", "-NaN", "+NaN"})
-"""Text that float() of most languages would turn into a number that is none."""
+    sign + word for sign in ("", "+", "-") for word in ("nan", "inf", "infinity")
+)
+"""Text that most languages would read as a number that is none, in lower case."""
 
 
 def check_events(events: Sequence[Event]) -> None:
     """Refuse events that no codec carries or that would come back as something else.
 
-    Looks at all events together in loops that run in C (about 0.2 µs per event with three fields),
+    Looks at all events together in loops that run in C (about 0.3 µs per event with three numbers),
     and at each by itself only to name the wrong one.
 
     Raises:
@@ -295,41 +295,65 @@ def check_events(events: Sequence[Event]) -> None:
 
 
 def _all_plain(events: Sequence[Event]) -> bool:
-    """Whether a quick look finds nothing that needs a closer one."""
-    try:
-        fields = list(map(_fields_of, events))
-        if set(map(type, fields)) != {dict} or max(map(len, fields)) > FIELDS_PER_EVENT_MAX:
-            return not events
-        keys = set(map(_key_of, events))
-        keys.discard(None)
-        if set(map(type, keys)) - {str} or "" in keys:
-            return False
-        # UTF-8 takes at most four bytes per character; the closer look counts them.
-        if max(map(len, keys), default=0) > KEY_BYTES_MAX // 4 or not "".join(keys).isascii():
-            return False
-        times = list(map(_time_of, events))
-        if set(map(type, times)) != {int} or min(times) < TIME_MS_MIN or max(times) > TIME_MS_MAX:
-            return False
-        names = set(chain.from_iterable(fields))
-        if "" in names or set(map(type, names)) - {str}:
-            return False
-        values = list(chain.from_iterable(map(dict.values, fields)))
-        types = set(map(type, values))
-        if not types <= _PLAIN_TYPES:
-            return False
-        if str in types and not _NAN_TEXTS.isdisjoint(values):
-            return False
-        numbers: list[Any] = values
-        if not types <= {float, int, bool}:
-            numbers = [value for value in values if type(value) is float or type(value) is int]
-        # A sum is finite only if all its parts are; a sum that overflows only costs the closer look.
-        if not math.isfinite(sum(numbers)):
-            return False
-        return int not in types or (
-            min(numbers, default=0) >= INTEGER_MIN and max(numbers, default=0) <= INTEGER_MAX
-        )
-    except (TypeError, AttributeError, OverflowError, ValueError):
+    """Whether a quick look finds nothing that needs a closer one.
+
+    It may send good events to the closer look, but never lets a wrong one pass.
+    """
+    if not events:
+        return True
+    if set(map(type, events)) != {Event}:
         return False
+    fields = cast(list[dict[Any, Any]], [event.fields for event in events])
+    try:
+        return (
+            _are_plain_keys({event.key for event in events})
+            and _are_plain_times([event.time for event in events])
+            and _are_plain_names(set[Any]().union(*fields), fields)
+            and _are_plain_values(list(chain.from_iterable(map(_values_of, fields))))
+        )
+    except (TypeError, ValueError, OverflowError):
+        # Fields that are no dict, text that is no Unicode, an int that no float can hold.
+        return False
+
+
+def _are_plain_keys(keys: set[Any]) -> bool:
+    keys.discard(None)
+    if set(map(type, keys)) - {str} or "" in keys:
+        return False
+    "".join(keys).encode()
+    # UTF-8 takes at most four bytes per character; the closer look counts them.
+    return max(map(len, keys), default=0) <= KEY_BYTES_MAX // 4
+
+
+def _are_plain_times(times: list[Any]) -> bool:
+    return (
+        set(map(type, times)) == {int} and min(times) >= TIME_MS_MIN and max(times) <= TIME_MS_MAX
+    )
+
+
+def _are_plain_names(names: set[Any], fields: list[dict[Any, Any]]) -> bool:
+    if set(map(type, names)) - {str} or "" in names:
+        return False
+    "".join(names).encode()
+    return len(names) <= FIELDS_PER_EVENT_MAX or max(map(len, fields)) <= FIELDS_PER_EVENT_MAX
+
+
+def _are_plain_values(values: list[Any]) -> bool:
+    types = set(map(type, values))
+    if not types <= _PLAIN_TYPES:
+        return False
+    if str in types:
+        texts = [value for value in values if type(value) is str]
+        "".join(texts).encode()
+        if not _NAN_TEXTS.isdisjoint(map(str.lower, map(str.strip, texts))):
+            return False
+    numbers = values
+    if not types <= _NUMBER_TYPES:
+        numbers = [value for value in values if type(value) in _NUMBER_TYPES]
+    # A sum is finite only if all its parts are; one that overflows only costs the closer look.
+    if not math.isfinite(sum(numbers)):
+        return False
+    return int not in types or (min(numbers) >= INTEGER_MIN and max(numbers) <= INTEGER_MAX)
 
 
 def check_event(event: Event) -> None:
@@ -455,7 +479,7 @@ def _check_field(name: object, value: object) -> None:
             value=value,
             hint="Send it as a float or as text.",
         )
-    if isinstance(value, str) and value.strip() in _NAN_TEXTS:
+    if isinstance(value, str) and value.strip().lower() in _NAN_TEXTS:
         raise FieldError(
             f"field {name!r} is the text {value!r}, which stands for no number",
             field=name,

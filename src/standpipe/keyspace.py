@@ -2,9 +2,9 @@
 
 A stream with one shard is the key of its own name, so that redis-cli and every other client reach
 it under that name. With N shards, shard i is ``name:{i-k}`` where k is the smallest number that
-puts the hash tag ``i-k`` into the i-th N-th of the 16384 slots: the shards lie evenly over a cluster,
-and any language finds the same keys without asking. Side keys carry the hash tag of their shard,
-so one atomic step touches one slot.
+puts the hash tag ``i-k`` into the i-th N-th of the 16384 slots: the shards lie evenly over a
+cluster, and any language finds the same keys without asking. Side keys carry the hash tag of their
+shard, so one atomic step touches one slot.
 
 Source: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/ (hash tags)
 """
@@ -20,11 +20,12 @@ from standpipe.errors import ConfigError
 from standpipe.limits import SHARDS_MAX, STREAM_NAME_BYTES_MAX
 
 SLOTS: Final = 16_384
-_NAME: Final = re.compile(r"[^\s{}\x00-\x1f\x7f]+(\{[^\s{}\x00-\x1f\x7f]+\}[^\s{}\x00-\x1f\x7f]*)?")
+_CHARACTER: Final = r"[^\s{}\x00-\x1f\x7f\ud800-\udfff]"
+_NAME: Final = re.compile(rf"{_CHARACTER}+(\{{{_CHARACTER}+\}}{_CHARACTER}*)?")
 
 
 def slot(key: str) -> int:
-    """The cluster slot of a key, 0 to 16383: CRC16 (XMODEM) of its hash tag, or of the whole key."""
+    """The cluster slot of a key, 0 to 16383: CRC16 (XMODEM) of its hash tag, or of all of it."""
     start = key.find("{")
     if start >= 0:
         end = key.find("}", start + 1)
@@ -47,9 +48,11 @@ def check_stream_name(name: str, shards: int = 1) -> str:
         ConfigError: empty, too long, with white space, or with braces that are no single hash tag
             (or with any braces when there are several shards).
     """
-    if not name or len(name.encode()) > STREAM_NAME_BYTES_MAX:
+    # Half a surrogate pair counts as one byte here; the pattern below refuses it.
+    size = len(name.encode(errors="replace"))
+    if not 1 <= size <= STREAM_NAME_BYTES_MAX:
         raise ConfigError(
-            f"stream name {name[:40]!r} has {len(name.encode())} bytes",
+            f"stream name {name[:40]!r} has {size} bytes",
             hint=f"A name has 1 to {STREAM_NAME_BYTES_MAX} bytes.",
         )
     if not _NAME.fullmatch(name):

@@ -26,8 +26,8 @@ def backoff_ms(
         ms_max: The longest wait, ms.
         draw: A number in [0, 1); for tests.
 
-    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("equal jitter":
-    half is kept, so that a wait is never so short that it is none).
+    Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ ("equal
+    jitter": half is kept, so that a wait is never so short that it is none).
     """
     # The exponent is bounded so that a long outage does not compute ever larger powers.
     whole = min(ms_max, ms_min * 2 ** min(attempt - 1, 30))

@@ -10,14 +10,15 @@ import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 from standpipe.clock import parse_time
 from standpipe.codec import decode_entry
 from standpipe.errors import ConfigError, DecodeError, StandpipeError
 from standpipe.event import Batch, Entry, Event, EventId
-from standpipe.limits import READ_BLOCK_MS, READ_COUNT, REPLY_MS_MAX, SEND_DEADLINE_MS
+from standpipe.limits import READ_BLOCK_MS, READ_COUNT, SEND_DEADLINE_MS
 from standpipe.policy import backoff_ms
 from standpipe.stream import Stream
 from standpipe.wire import Link, pack
@@ -36,7 +37,8 @@ class Reader:
         start: Where to begin: a time (ms since the epoch, ISO 8601, ``-2h``), an EventId or its
             text, ``-`` for the oldest entry, ``$`` for what comes from now on. Times are those at
             which the server added the entry; an event's own time may be earlier.
-        end: Where to stop, inclusive; None: at what is there when the reader gets to the end.
+        end: Where to stop, inclusive; None or ``$``: at what is there when the reader gets to the
+            end. An entry ID without an index means the whole entry.
         follow: Go on with what is added later, until the iteration is left.
 
     Raises:
@@ -63,27 +65,26 @@ class Reader:
         self.undecodable = 0
         self._follow = follow
         self._start = _point(start, "start", is_end=False)
-        self._end = "+" if end is None else _point(end, "end", is_end=True)
-        self._first_index = start.index if isinstance(start, EventId) else 0
-        if isinstance(start, str) and "/" in start:
-            self._first_index = EventId.parse(start).index
+        self._end = "+" if end is None or end == "$" else _point(end, "end", is_end=True)
+        self._first_index = _index(start) or 0
+        self._last_index = _index(end)
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._events()
 
     async def _events(self) -> AsyncIterator[Event]:
-        async for batch in self.batches():
-            for event in batch:
-                yield event
+        async with aclosing(self.batches()) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch, None]:
         """What is read as batches of one shard each: events with their IDs, or a table.
 
         Cost: XRANGE of 256 entries per page and shard; following, one XREAD of all shards.
         """
         opened_here = not self.stream.is_open
         await self.stream.open()
-        links: list[Link] = []
         try:
             if not self._follow:
                 await self.stream.require()
@@ -92,21 +93,21 @@ class Reader:
                 for shard in last:
                     last[shard] = await self._newest(shard)
             else:
-                async for batch in self._merged(last):
-                    yield batch
+                async with aclosing(self._merged(last)) as merged:
+                    async for batch in merged:
+                        yield batch
             if self._follow:
-                async for batch in self._followed(last):
-                    yield batch
+                async with aclosing(self._followed(last)) as followed:
+                    async for batch in followed:
+                        yield batch
         finally:
-            for link in links:
-                await link.close()
             if opened_here:
                 await self.stream.close()
 
     # --- between two points ----------------------------------------------------------------------
 
-    async def _merged(self, last: dict[int, bytes]) -> AsyncIterator[Batch]:
-        """Pages of all shards, merged by entry ID; ``last`` takes the last ID seen of each shard."""
+    async def _merged(self, last: dict[int, bytes]) -> AsyncGenerator[Batch, None]:
+        """Pages of all shards, merged by entry ID; ``last`` takes the last ID that each has shown."""
         pages: dict[int, deque[Any]] = {}
         heads: list[tuple[tuple[int, int], int]] = []
 
@@ -173,7 +174,7 @@ class Reader:
 
     # --- following -------------------------------------------------------------------------------
 
-    async def _followed(self, last: dict[int, bytes]) -> AsyncIterator[Batch]:
+    async def _followed(self, last: dict[int, bytes]) -> AsyncGenerator[Batch, None]:
         shards = list(last)
         clustered = self.stream.server.is_cluster
         groups = [[shard] for shard in shards] if clustered else [shards]
@@ -205,17 +206,20 @@ class Reader:
                 try:
                     if link is None or not link.is_open:
                         link = await self.stream.server.link(keys[0])
-                    points = [last[shard] or b"0-0" for shard in shards]
+                    points = [last[shard] or _before(self._start) for shard in shards]
                     read = pack(
                         "XREAD", "COUNT", READ_COUNT, "BLOCK", READ_BLOCK_MS,
                         "STREAMS", *keys, *points,
                     )  # fmt: skip
-                    wait = READ_BLOCK_MS + REPLY_MS_MAX
+                    wait = READ_BLOCK_MS + link.reply_ms_max
                     (reply,) = await link.exchange((read,), 1, reply_ms_max=wait)
                     if isinstance(reply, StandpipeError):
                         raise reply
                 except StandpipeError as error:
                     attempt += 1
+                    if link is not None:
+                        # The shard may be on another node by now: ask anew for the one that has it.
+                        await link.close()
                     try:
                         await self._pause(error, attempt, deadline)
                     except StandpipeError as final:
@@ -224,7 +228,8 @@ class Reader:
                     continue
                 attempt = 0
                 deadline = time.monotonic() + SEND_DEADLINE_MS / 1000
-                for key, rows in (reply or {}).items():
+                arrived_rows: dict[bytes, list[Any]] = reply or {}
+                for key, rows in arrived_rows.items():
                     shard = self.stream.keys.index(key.decode())
                     last[shard] = rows[-1][0]
                     batch = self._decode(shard, rows)
@@ -249,17 +254,35 @@ class Reader:
                 continue
             entries.append(entry)
         batch = Batch(entries, stream=self.stream.name, shard=shard)
-        if self._first_index and batch:
-            # Only the entry that the start names is cut; later ones are whole.
-            if batch.entries[0].id.entry == self._start:
-                batch, _ = batch.part(self._first_index, len(batch))
-            self._first_index = 0
-        return batch
+        if not entries:
+            return batch
+        # Only the entries that the two points name are cut; those between are whole.
+        first, stop = 0, len(batch)
+        if entries[0].id.entry == self._start:
+            first = min(self._first_index, entries[0].count)
+        if self._last_index is not None and entries[-1].id.entry == self._end:
+            stop -= max(0, entries[-1].count - self._last_index - 1)
+        return batch if (first, stop) == (0, len(batch)) else batch.part(first, stop)[0]
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)
+
+
+def _before(point: str) -> bytes:
+    """The entry ID before a point: XREAD, unlike XRANGE, leaves out the one that it is given."""
+    ms, seq = _order(b"0-0" if point == "-" else point.encode())
+    if seq or not ms:
+        return b"%d-%d" % (ms, max(0, seq - 1))
+    return b"%d-%d" % (ms - 1, 2**64 - 1)
+
+
+def _index(value: Point | None) -> int | None:
+    """The index of the event that a point names; None where it names a time or a whole entry."""
+    if isinstance(value, str) and "/" in value:
+        return EventId.parse(value.strip()).index
+    return value.index if isinstance(value, EventId) else None
 
 
 def _point(value: Point, name: str, *, is_end: bool) -> str:

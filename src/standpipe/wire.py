@@ -1,7 +1,7 @@
 """The only module that speaks to the server.
 
-redis-py keeps what it is good at: URLs, TLS, authentication, Sentinel, the map of a cluster, parsing
-by hiredis. Two of its habits are turned off here, because a queue cannot afford them:
+redis-py keeps what it is good at: URLs, TLS, authentication, Sentinel, the map of a cluster,
+parsing by hiredis. Two of its habits are turned off here, because a queue cannot afford them:
 
 * its ``socket_timeout`` of 5 s ends a longer blocking read, and its own retries hide that: a
   ``BLOCK 7000`` became a TimeoutError after a minute. Here every exchange has one deadline of its
@@ -23,9 +23,9 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import hiredis
@@ -40,8 +40,8 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import MaxConnectionsError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -80,6 +80,8 @@ _BY_CODE: Final[Mapping[str, type[StandpipeError]]] = {
     "OOM": ServerFullError,
     "MISCONF": NotPersistingError,
     "READONLY": ReadOnlyServerError,
+    # A blocked read ends with it when its primary becomes a replica.
+    "UNBLOCKED": ReadOnlyServerError,
     "LOADING": ServerLoadingError,
     "BUSY": ServerBusyError,
     "MASTERDOWN": PrimaryDownError,
@@ -102,9 +104,16 @@ _BY_TEXT: Final[Sequence[tuple[str, type[StandpipeError]]]] = (
     ("unknown subcommand", CommandMissingError),
     ("invalid username-password pair", AuthenticationError),
     ("invalid password", AuthenticationError),
+    # A command inside a script: Redis 6.2 and 7.0 say the first, later versions the second.
+    ("the user executing the script can't", NotPermittedError),
+    ("acl failure in script", NotPermittedError),
 )
 # Redis 6.2 wraps what a command inside a script says: "ERR Error running script …: -OOM command…".
 _IN_SCRIPT: Final = re.compile(r"[:\s]-?(" + "|".join(_BY_CODE) + r")\s")
+
+
+_ITS_ERRORS: Final = (OSError, RedisError, RedisClusterException)
+"""What redis-py raises when a connection cannot be made; the last is no RedisError."""
 
 
 def translate(error: BaseException, where: str) -> StandpipeError:
@@ -136,6 +145,8 @@ def translate(error: BaseException, where: str) -> StandpipeError:
     if isinstance(error, (OSError, RedisConnectionError, MaxConnectionsError)):
         return ServerUnavailableError(f"{where}: {text or type(error).__name__}")
     if isinstance(error, RedisClusterException):
+        if "not enabled" in text:
+            return ConfigError(f"{where}: the server is no cluster", hint="Use redis:// for it.")
         return ClusterDownError(f"{where}: {text}")
     return ReplyError(f"{where}: {text or repr(error)}", hint="")
 
@@ -143,10 +154,13 @@ def translate(error: BaseException, where: str) -> StandpipeError:
 # --- packing -------------------------------------------------------------------------------------
 
 
+# hiredis' own annotation says a tuple of one.
+_pack_command: Final[Callable[[tuple[Argument, ...]], bytes]] = cast(Any, hiredis).pack_command
+
+
 def pack(*arguments: Argument) -> bytes:
     """One command in RESP, ready to be written."""
-    packed: bytes = hiredis.pack_command(arguments)
-    return packed
+    return _pack_command(arguments)
 
 
 class Script(NamedTuple):
@@ -163,7 +177,7 @@ class Script(NamedTuple):
         return pack("EVALSHA", self.sha, len(keys), *keys, *arguments)
 
 
-@lru_cache(maxsize=None)
+@cache
 def script(name: str) -> Script:
     """The script in ``lua/<name>.lua``."""
     text = (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8")
@@ -183,9 +197,11 @@ class Link:
     its owner asks the server for a new one.
     """
 
-    def __init__(self, connection: AbstractConnection, where: str) -> None:
+    def __init__(self, connection: AbstractConnection, where: str, reply_ms_max: int) -> None:
         self._connection = connection
-        self.where = where
+        self.where: Final = where
+        self.reply_ms_max: Final = reply_ms_max
+        """Deadline of an exchange that names none, ms."""
         self.taught: set[str] = set()
         """Scripts sent whole over this link, so that their SHA is known to its server."""
 
@@ -193,15 +209,25 @@ class Link:
     def is_open(self) -> bool:
         return self._connection.is_connected
 
+    async def is_usable(self) -> bool:
+        """Whether it is open and, with nothing under way, the server has not closed it meanwhile."""
+        if not self.is_open:
+            return False
+        try:
+            return not await self._connection.can_read()
+        except _ITS_ERRORS:
+            return False
+
     async def exchange(
-        self, commands: Iterable[bytes], count: int, *, reply_ms_max: int = REPLY_MS_MAX
+        self, commands: Iterable[bytes], count: int, *, reply_ms_max: int | None = None
     ) -> list[Any]:
         """Write packed commands in one go and read all their replies.
 
         Args:
             commands: As :func:`pack` makes them.
             count: How many replies are to come.
-            reply_ms_max: Deadline for all of it, ms; a blocking read adds its BLOCK time.
+            reply_ms_max: Deadline for all of it, ms; default: the link's. A blocking read adds its
+                BLOCK time to that.
 
         Returns:
             The replies in order, as bytes, int, float, bool, list, dict or None. An error reply
@@ -215,9 +241,13 @@ class Link:
             If the process dies here, the server may or may not have executed each command.
         """
         connection = self._connection
+        if not connection.is_connected:
+            # redis-py would connect anew without a word: to another server, perhaps.
+            raise ServerUnavailableError(f"{self.where}: the connection is closed")
+        deadline_ms = self.reply_ms_max if reply_ms_max is None else reply_ms_max
         replies: list[Any] = []
         try:
-            async with asyncio.timeout(reply_ms_max / 1000):
+            async with asyncio.timeout(deadline_ms / 1000):
                 await connection.send_packed_command(commands, check_health=False)
                 for _ in range(count):
                     try:
@@ -235,7 +265,7 @@ class Link:
         except TimeoutError:
             await self.close()
             raise ReplyTimeoutError(
-                f"{self.where}: no reply within {reply_ms_max} ms ({len(replies)} of {count} came)"
+                f"{self.where}: no reply within {deadline_ms} ms ({len(replies)} of {count} came)"
             ) from None
         except (OSError, RedisError) as error:
             await self.close()
@@ -246,7 +276,7 @@ class Link:
             raise
         return replies
 
-    async def call(self, *arguments: Argument, reply_ms_max: int = REPLY_MS_MAX) -> Any:
+    async def call(self, *arguments: Argument, reply_ms_max: int | None = None) -> Any:
         """One command, one reply.
 
         Raises:
@@ -372,23 +402,31 @@ class Server:
         url: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://``, ``redis+cluster://``
             (and ``rediss+…``, ``valkey://``).
         name: What connections are called in CLIENT LIST.
+        reply_ms_max: How long the reply to a command that does not block may take, ms.
 
     Raises:
-        ConfigError: the URL is none of these.
+        ConfigError: the URL is none of these, or the time is none.
 
     Nothing is connected before the first call. Close it with :meth:`close`, or use it as an async
     context manager.
     """
 
-    def __init__(self, url: str, *, name: str = "standpipe") -> None:
+    def __init__(
+        self, url: str, *, name: str = "standpipe", reply_ms_max: int = REPLY_MS_MAX
+    ) -> None:
+        if reply_ms_max < 1:
+            raise ConfigError(f"reply_ms_max is {reply_ms_max}", hint="It is at least 1 ms.")
         self.address = parse_address(url)
         self.name = name
+        self.reply_ms_max: Final = reply_ms_max
         self._cluster: RedisCluster | None = None
         self._cluster_lock = asyncio.Lock()
+        self._start_hosts = self.address.hosts
         self._shared: dict[str, Link] = {}
         self._shared_lock = asyncio.Lock()
         self._capabilities: frozenset[str] | None = None
         self._new_connection: Callable[[], AbstractConnection] | None = None
+        self._sentinels: Sequence[Any] = ()
 
     @property
     def is_cluster(self) -> bool:
@@ -402,39 +440,46 @@ class Server:
             AuthenticationError: user or password is wrong.
         """
         where = self.address.shown
+        connection: AbstractConnection | None = None
         try:
             if self.is_cluster:
-                node = (await self._topology()).nodes_manager.get_node_from_slot(slot(key))
+                node = await self._node_of(key)
                 connection, where = _node_connection(node), f"{node.host}:{node.port}"
             else:
                 connection = self._connection()
             async with asyncio.timeout(CONNECT_MS_MAX / 1000):
                 await connection.connect()
-        except (OSError, RedisError) as error:
+        except BaseException as error:
+            if connection is not None:
+                # Cut off in the handshake it would keep its socket.
+                await connection.disconnect(nowait=True)
+            if not isinstance(error, _ITS_ERRORS):
+                raise
             found = translate(error, where)
             if self.is_cluster:
                 await self.refresh()
             raise found from error
-        return Link(connection, where)
+        return Link(connection, where, self.reply_ms_max)
 
     def _connection(self) -> AbstractConnection:
         if self._new_connection is None:
-            options = _options(self.address, self.name)
-            if self.address.kind == "sentinel":
-                # Sentinels have their own users, if any; the credentials are the server's.
-                sentinel = Sentinel(
-                    list(self.address.hosts),
-                    sentinel_kwargs={"socket_timeout": CONNECT_MS_MAX / 1000, "protocol": 3},
-                )
-                tls = {"ssl": True} if options.pop("tls") else {}
-                # The client keeps the pool alive, to which its connections hold a weak reference.
-                client: Any = sentinel.master_for(self.address.service, **tls, **options)
-                self._new_connection = lambda: client.connection_pool.make_connection()
-            else:
-                options.pop("tls")
-                pool = ConnectionPool.from_url(self.address.url, **options)
-                self._new_connection = pool.make_connection
+            self._new_connection = self._connecting()
         return self._new_connection()
+
+    def _connecting(self) -> Callable[[], AbstractConnection]:
+        options = _options(self.address, self.name)
+        tls = {"ssl": True} if options.pop("tls") else {}
+        if self.address.kind != "sentinel":
+            return cast(Any, ConnectionPool).from_url(self.address.url, **options).make_connection
+        # Sentinels have their own users, if any; the credentials are the server's.
+        sentinel = Sentinel(
+            list(self.address.hosts),
+            sentinel_kwargs={"socket_timeout": CONNECT_MS_MAX / 1000, "protocol": 3},
+        )
+        self._sentinels = sentinel.sentinels
+        client = cast(Any, sentinel).master_for(self.address.service, **tls, **options)
+        # It keeps the client alive, and so the pool to which connections hold a weak reference.
+        return lambda: client.connection_pool.make_connection()  # noqa: PLW0108
 
     async def _topology(self) -> RedisCluster:
         async with self._cluster_lock:
@@ -442,26 +487,40 @@ class Server:
                 options = _options(self.address, self.name)
                 tls = {"ssl": True} if options.pop("tls") else {}
                 cluster = RedisCluster(
-                    startup_nodes=[ClusterNode(host, port) for host, port in self.address.hosts],
-                    cluster_error_retry_attempts=0,
+                    startup_nodes=[ClusterNode(host, port) for host, port in self._start_hosts],
                     **tls,
                     **options,
                 )
-                await cluster.initialize()
+                try:
+                    await cluster.initialize()
+                except BaseException as error:
+                    await cluster.aclose()
+                    if not isinstance(error, _ITS_ERRORS):
+                        raise
+                    raise translate(error, self.address.shown) from error
                 self._cluster = cluster
             return self._cluster
 
-    async def refresh(self) -> None:
-        """Forget the cluster's map and the shared connections; the next use reads it anew."""
-        await self.close()
+    async def _node_of(self, key: str) -> ClusterNode:
+        nodes: Any = (await self._topology()).nodes_manager
+        return nodes.get_node_from_slot(slot(key))
 
-    async def call(self, *arguments: Argument, key: str, reply_ms_max: int = REPLY_MS_MAX) -> Any:
+    async def refresh(self) -> None:
+        """Forget the cluster's map; the next use reads it anew. Connections stay as they are."""
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            # Those of the URL may be the ones that have died: any node that was seen can tell.
+            seen = [(str(node.host), int(node.port)) for node in cluster.get_nodes()]
+            self._start_hosts = tuple(dict.fromkeys((*self.address.hosts, *seen)))
+            await cluster.aclose()
+
+    async def call(self, *arguments: Argument, key: str, reply_ms_max: int | None = None) -> Any:
         """One command that does not block, over a connection shared by such commands.
 
         Args:
             arguments: The command.
             key: A key that decides the node in a cluster.
-            reply_ms_max: Deadline, ms.
+            reply_ms_max: Deadline, ms; default: the server's.
 
         Raises:
             StandpipeError: the error reply, translated; or as :meth:`Link.exchange`.
@@ -476,26 +535,44 @@ class Server:
         commands: Sequence[Sequence[Argument]],
         *,
         key: str,
-        reply_ms_max: int = REPLY_MS_MAX,
+        reply_ms_max: int | None = None,
     ) -> list[Any]:
         """Several commands in one round trip; error replies stand in their places, not raised."""
+        packed = [pack(*arguments) for arguments in commands]
         async with self._shared_lock:
             link = await self._shared_link(key)
-            packed = [pack(*arguments) for arguments in commands]
-            return await link.exchange(packed, len(packed), reply_ms_max=reply_ms_max)
+            replies = await link.exchange(packed, len(packed), reply_ms_max=reply_ms_max)
+            moved = [i for i, reply in enumerate(replies) if isinstance(reply, SlotMovedError)]
+            if moved and self.is_cluster:
+                # These were not executed, so they may be sent again, by a new map.
+                await self.refresh()
+                link = await self._shared_link(key)
+                again = [packed[i] for i in moved]
+                found = await link.exchange(again, len(again), reply_ms_max=reply_ms_max)
+                for i, reply in zip(moved, found, strict=True):
+                    replies[i] = reply
+            return replies
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Argument) -> Any:
         """Run a script over the shared connection; see :meth:`Link.run`."""
         async with self._shared_lock:
-            return await (await self._shared_link(keys[0])).run(script, keys, *arguments)
+            try:
+                return await (await self._shared_link(keys[0])).run(script, keys, *arguments)
+            except SlotMovedError:
+                if not self.is_cluster:
+                    raise
+                await self.refresh()
+                return await (await self._shared_link(keys[0])).run(script, keys, *arguments)
 
     async def _shared_link(self, key: str) -> Link:
         node = ""
         if self.is_cluster:
-            found = (await self._topology()).nodes_manager.get_node_from_slot(slot(key))
+            found = await self._node_of(key)
             node = f"{found.host}:{found.port}"
         link = self._shared.get(node)
-        if link is None or not link.is_open:
+        if link is None or not await link.is_usable():
+            if link is not None:
+                await link.close()
             link = self._shared[node] = await self.link(key)
         return link
 
@@ -516,7 +593,7 @@ class Server:
             found = {
                 name
                 for name, reply in zip(("waitaof", "xackdel", "xnack"), replies, strict=False)
-                if isinstance(reply, (list, dict)) and reply and any(reply)
+                if isinstance(reply, (list, dict)) and any(cast("list[Any]", reply))
             }
             if isinstance(replies[3], GroupNotFoundError):
                 found.add("claim")
@@ -535,12 +612,12 @@ class Server:
     async def close(self) -> None:
         """Close what is open; the object can be used again."""
         links, self._shared = list(self._shared.values()), {}
-        cluster, self._cluster = self._cluster, None
         self._capabilities = None
         for link in links:
             await link.close()
-        if cluster is not None:
-            await cluster.aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+        await self.refresh()
 
     async def __aenter__(self) -> Server:
         return self
@@ -578,5 +655,5 @@ def _options(address: Address, name: str) -> dict[str, Any]:
 
 
 def _node_connection(node: ClusterNode) -> AbstractConnection:
-    options = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
     return node.connection_class(**options)

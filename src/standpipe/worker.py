@@ -40,19 +40,21 @@ log: Final = logging.getLogger("standpipe.worker")
 H = TypeVar("H", bound=Callable[..., Any])
 
 
-class Retry(Exception):  # noqa: N818  raised by handlers as a decision, not as an error
+class Retry(Exception):
     """Raised by a handler: handle this again later. Counts as a delivery.
 
     Args:
         after: How long to wait, ms or ``"30s"``; None: the usual backoff.
     """
 
-    def __init__(self, reason: str = "the handler asked for a retry", *, after: int | str | None = None) -> None:
+    def __init__(
+        self, reason: str = "the handler asked for a retry", *, after: int | str | None = None
+    ) -> None:
         super().__init__(reason)
         self.after_ms: Final = None if after is None else parse_duration(after, name="after")
 
 
-class Reject(Exception):  # noqa: N818  likewise
+class Reject(Exception):
     """Raised by a handler: give this event up at once; it becomes a dead letter with the reason."""
 
     def __init__(self, reason: str) -> None:
@@ -146,8 +148,8 @@ class Worker:
 
     Delivery:
         At least once. A handler that has returned may run again for the same event if the process
-        dies before the acknowledgement has left; a whole block is delivered again if its worker dies
-        inside it. ``Context.event_id`` with the shard makes a sink idempotent.
+        dies before the acknowledgement has left; a whole block is delivered again if its worker
+        dies inside it. ``Context.event_id`` with the shard makes a sink idempotent.
 
     Example:
         worker = Worker(stream, group="monitoring_group")
@@ -217,8 +219,8 @@ class Worker:
     def batch(self, handler: H) -> H:
         """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
 
-        If it fails, it is called again for the batch, and at the last try for ever smaller parts, so
-        that only the events that fail by themselves become dead letters.
+        If it fails, it is called again for the batch, and at the last try for ever smaller parts,
+        so that only the events that fail by themselves become dead letters.
 
         Raises:
             HandlerError: as :meth:`each`.
@@ -417,7 +419,7 @@ class Worker:
             for given in arguments:
                 try:
                     handler(*given)
-                except Exception as error:  # noqa: BLE001, PERF203  each has its own outcome
+                except Exception as error:
                     outcomes.append(error)
                 else:
                     outcomes.append(None)
@@ -579,9 +581,7 @@ def _takes_context(handler: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         # Some functions written in C have no signature: they get the event alone.
         return False
-    positional = [
-        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in positional if p.default is p.empty]
     if len(needed) > 2 or not positional:
         raise HandlerError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import os
@@ -23,9 +22,6 @@ T = TypeVar("T")
 
 FAILED = 1
 WRONG_USAGE = 2
-
-TUNING = "Tuning (see docs/settings.md)"
-"""The panel of the help in which the options stand that one rarely needs."""
 
 Url = Annotated[
     str | None,
@@ -70,6 +66,8 @@ def fail(error: StandpipeError) -> NoReturn:
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine, on uvloop where it is installed."""
+    import asyncio
+
     try:
         import uvloop
     except ImportError:
@@ -79,6 +77,8 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
 def on_stop_signals(stop: Callable[[], None]) -> None:
     """Call a function on SIGTERM and SIGINT instead of ending; a second SIGINT interrupts."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
 
     def asked(number: signal.Signals) -> None:

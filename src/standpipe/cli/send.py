@@ -9,7 +9,6 @@ import typer
 
 from standpipe.cli.running import (
     FAILED,
-    TUNING,
     Json,
     StreamName,
     Url,
@@ -103,12 +102,18 @@ def send(
             show_default=False,
         ),
     ] = None,
-    event_bytes_max: Annotated[str | None, typer.Option(rich_help_panel=TUNING)] = None,
-    block_events_max: Annotated[int | None, typer.Option(rich_help_panel=TUNING)] = None,
-    block_bytes_max: Annotated[str | None, typer.Option(rich_help_panel=TUNING)] = None,
-    buffer_events_max: Annotated[int | None, typer.Option(rich_help_panel=TUNING)] = None,
-    buffer_bytes_max: Annotated[str | None, typer.Option(rich_help_panel=TUNING)] = None,
-    send_deadline_ms: Annotated[str | None, typer.Option(rich_help_panel=TUNING)] = None,
+    event_bytes_max: Annotated[
+        str | None, typer.Option(help="Refuse larger events; 64KiB.")
+    ] = None,
+    block_events_max: Annotated[int | None, typer.Option(help="Events per entry; 500.")] = None,
+    block_bytes_max: Annotated[str | None, typer.Option(help="Bytes per entry; 256KiB.")] = None,
+    buffer_events_max: Annotated[
+        int | None, typer.Option(help="Events held until acknowledged.")
+    ] = None,
+    buffer_bytes_max: Annotated[
+        str | None, typer.Option(help="Bytes held until acknowledged.")
+    ] = None,
+    send_deadline_ms: Annotated[str | None, typer.Option(help="Try for so long; 2m.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from standpipe.cli.running import (
     Json,
@@ -16,6 +16,8 @@ from standpipe.cli.running import (
 
 if TYPE_CHECKING:
     from standpipe.observe import StreamStatus
+
+_TEXTS = ("key", "group", "consumers")
 
 EXAMPLE = "Example: standpipe status power_grid_stream --url redis://127.0.0.1:6390"
 
@@ -40,47 +42,66 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
 
 
 def _print(status: StreamStatus) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from standpipe.clock import format_duration
+    from standpipe.event import EventId
 
-    def size(count: int | None) -> str:
-        return "?" if count is None else f"{count / 1024**2:,.1f} MiB"
+    def age(ms: int | None) -> str:
+        return "-" if ms is None else format_duration(max(0, ms))
+
+    def since(entry_id: str | None) -> str:
+        return (
+            "-" if entry_id is None else age(status.read_at - EventId.parse(entry_id).ms) + " ago"
+        )
+
+    def add_columns(table: Table, *names: str) -> None:
+        for name in names:
+            table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")
 
     console = Console()
-    shards = Table(title=f"{status.name} on {status.url}", title_justify="left")
-    for name in ("shard", "key", "entries", "first", "last", "memory", "dead letters"):
-        shards.add_column(name, justify="left" if name in ("key", "first", "last") else "right")
-    groups = Table(title="groups", title_justify="left")
-    for name in ("group", "shard", "lag", "pending", "oldest pending", "consumers"):
-        groups.add_column(name, justify="left" if name in ("group", "consumers") else "right")
+    style: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    shards = Table(title=f"{status.name} on {status.url}", **style)
+    add_columns(shards, "shard", "key", "entries", "oldest", "newest", "memory", "dead letters")
+    groups = Table(title="groups", **style)
+    add_columns(groups, "group", "shard", "lag", "pending", "oldest pending", "consumers")
     for shard in status.shards:
         shards.add_row(
             str(shard.shard),
             shard.key,
             f"{shard.length:,}",
-            shard.first or "-",
-            shard.last or "-",
-            size(shard.memory_bytes),
+            since(shard.first),
+            since(shard.last),
+            _size(shard.memory_bytes),
             f"{shard.dead:,}",
         )
         for group in shard.groups:
-            oldest = group.oldest_pending_ms
+            consumers = [
+                f"{each.name}: {each.pending:,} pending, idle {format_duration(each.idle_ms)}"
+                for each in group.consumers
+            ]
             groups.add_row(
                 group.name,
                 str(shard.shard),
                 "unknown" if group.lag is None else f"{group.lag:,}",
                 f"{group.pending:,}",
-                "-" if oldest is None else format_duration(max(0, oldest)),
-                "\n".join(
-                    f"{c.name} ({c.pending:,} pending, idle {format_duration(c.idle_ms)})"
-                    for c in group.consumers
-                )
-                or "-",
+                age(group.oldest_pending_ms),
+                "\n".join(consumers) or "none",
             )
     console.print(shards)
     if groups.row_count:
         console.print(groups)
     else:
         console.print("no consumer groups")
+
+
+def _size(count: int | None) -> str:
+    """Bytes in the unit in which they have one to four digits."""
+    if count is None:
+        return "unknown"
+    for power, unit in enumerate(("B", "KiB", "MiB")):
+        if count < 1024 ** (power + 1):
+            return f"{count / 1024**power:,.{min(power, 1)}f} {unit}"
+    return f"{count / 1024**3:,.1f} GiB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from standpipe.cli.running import (
-    TUNING,
     Json,
     StreamName,
     Url,
@@ -53,19 +51,17 @@ def work(
     ] = "0",
     concurrency: Annotated[
         int | None,
-        typer.Option(help="Handlers at a time in each process.", rich_help_panel=TUNING),
+        typer.Option(help="Handlers at a time in each process."),
     ] = None,
-    deliveries_max: Annotated[
-        int | None, typer.Option(help="Then an event is dead.", rich_help_panel=TUNING)
-    ] = None,
+    deliveries_max: Annotated[int | None, typer.Option(help="Then an event is dead.")] = None,
     idle_ms_min: Annotated[
         str | None,
-        typer.Option(help="Take over what is idle for so long: 30s.", rich_help_panel=TUNING),
+        typer.Option(help="Take over what is idle for so long: 30s."),
     ] = None,
-    in_flight_events_max: Annotated[int | None, typer.Option(rich_help_panel=TUNING)] = None,
-    drain_ms_max: Annotated[
-        str | None, typer.Option(help="Wait so long for handlers.", rich_help_panel=TUNING)
+    in_flight_events_max: Annotated[
+        int | None, typer.Option(help="Events held unacknowledged.")
     ] = None,
+    drain_ms_max: Annotated[str | None, typer.Option(help="Wait so long for handlers.")] = None,
     url: Url = None,
     as_json: Json = False,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -77,8 +73,13 @@ def work(
     """
     set_up_logging()
     if processes > 1:
-        run_async(_run_processes(processes, handler))
+        from standpipe.cli.processes import run_processes
+
+        # Fail here, once and clearly, instead of in every child again and again.
+        load_handler(handler)
+        run_async(run_processes(processes))
         return
+    from standpipe.cli.processes import on_stdin_closed
     from standpipe.stream import Stream
     from standpipe.worker import Worker
 
@@ -108,7 +109,7 @@ def work(
             (worker.batch if wants_batch else worker.each)(function)
             on_stop_signals(worker.stop)
             if until_stdin_closes:
-                await _on_stdin_closed(worker.stop)
+                await on_stdin_closed(worker.stop)
             await worker.run()
             counted, seen = worker.stats, worker.consumer.stats
             return {
@@ -174,70 +175,3 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return False
     annotation = parameters[0].annotation
     return annotation is Batch or str(annotation).rpartition(".")[2] == "Batch"
-
-
-async def _on_stdin_closed(stop: Callable[[], None]) -> None:
-    """The parent holds the other end: that it is closed means the parent is gone."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-
-    async def watch() -> None:
-        await reader.read()
-        stop()
-
-    _watches.add(watching := asyncio.create_task(watch()))
-    watching.add_done_callback(_watches.discard)
-
-
-_watches: set[asyncio.Task[None]] = set()
-
-
-async def _run_processes(processes: int, handler: str) -> None:
-    """Keep so many processes of this same command alive until asked to stop."""
-    from standpipe.errors import HandlerError
-
-    # Fail here, once and clearly, instead of in every child again and again.
-    load_handler(handler)
-    stopped = asyncio.Event()
-    on_stop_signals(stopped.set)
-    given = sys.argv[1:]
-    # The last one wins, so the child's own count goes to the end.
-    line = [sys.executable, "-m", "standpipe", *given, "--processes", "1", "--until-stdin-closes"]
-    results = await asyncio.gather(*[_keep_process(line, stopped) for _ in range(processes)])
-    failed = [code for code in results if code]
-    if failed:
-        raise HandlerError(
-            f"{len(failed)} of {processes} worker processes failed",
-            hint="Their own messages stand above.",
-        )
-
-
-async def _keep_process(line: list[str], stopped: asyncio.Event) -> int:
-    import logging
-
-    from standpipe.cli.running import WRONG_USAGE
-    from standpipe.policy import backoff_ms
-
-    log = logging.getLogger("standpipe.work")
-    attempt = 0
-    while True:
-        child = await asyncio.create_subprocess_exec(*line, stdin=asyncio.subprocess.PIPE)
-        ending = asyncio.create_task(child.wait())
-        asked = asyncio.create_task(stopped.wait())
-        await asyncio.wait([ending, asked], return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
-            child.terminate()
-            return await ending
-        asked.cancel()
-        if child.returncode in (0, WRONG_USAGE):
-            return child.returncode or 0
-        attempt += 1
-        wait_ms = backoff_ms(attempt, ms_min=200)
-        log.error("a worker ended with %s; starting another in %d ms", child.returncode, wait_ms)
-        try:
-            async with asyncio.timeout(wait_ms / 1000):
-                await stopped.wait()
-            return 0
-        except TimeoutError:
-            continue

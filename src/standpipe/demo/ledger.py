@@ -64,6 +64,9 @@ class Account(msgspec.Struct, frozen=True):
     """Processed, though nobody sent them."""
     altered: int
     """Processed with another content than was sent."""
+    flat_handled_per_s: float | None
+    """Of the flat-out part: from the first sent to half of them handled, events per second. Later
+    ones may be among those that the killed worker held, and wait for the takeover."""
     latency_p50_ms: float | None
     """Send to handled, of the events sent at a steady rate."""
     latency_p99_ms: float | None
@@ -117,6 +120,12 @@ def balance(
         outcome["at_ns"][steady].astype(np.int64) - origin["at_ns"][steady].astype(np.int64)
     ) / 1e6
 
+    flat_rate: float | None = None
+    if not steady.all():
+        began = int(origin["at_ns"][~steady].min())
+        half_ns = float(np.median(outcome["at_ns"][~steady].astype(np.int64) - began))
+        flat_rate = int(np.count_nonzero(~steady)) / 2 / half_ns * 1e9 if half_ns else None
+
     def percentile(q: float) -> float | None:
         # Of the first handling: an event that is handled again after a crash was not late.
         return float(np.percentile(delays, q)) if delays.size else None
@@ -131,6 +140,7 @@ def balance(
         lost=max(0, missing - dead) + len(sent) - len(sent_distinct),
         unknown=len(distinct) - len(common),
         altered=int(np.count_nonzero(origin["digest"] != outcome["digest"])),
+        flat_handled_per_s=flat_rate,
         latency_p50_ms=percentile(50),
         latency_p99_ms=percentile(99),
         latency_max_ms=percentile(100),

@@ -35,38 +35,44 @@ def records_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.records"
 
 
-async def work(url: str, stream_name: str, group: str, name: str, folder: Path, idle_ms: int) -> None:
+async def work(
+    url: str, stream_name: str, group: str, name: str, folder: Path, idle_ms: int
+) -> None:
     """Handle events until SIGTERM."""
     file = os.open(records_path(folder, name), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     async with Stream(stream_name, url) as stream:
-        worker = Worker(
-            stream, group, name=name, idle_ms_min=idle_ms, in_flight_events_max=4_000
-        )
+        worker = Worker(stream, group, name=name, idle_ms_min=idle_ms, in_flight_events_max=4_000)
 
         @worker.batch
         async def keep(batch: Batch) -> None:  # pyright: ignore[reportUnusedFunction]
-            rows = records([batch.shard] * len(batch), batch.ids, batch.events, time.time_ns()).tobytes()
+            rows = records(
+                [batch.shard] * len(batch), batch.ids, batch.events, time.time_ns()
+            ).tobytes()
             # One write, straight to the kernel: after it, a SIGKILL takes nothing back.
             assert os.write(file, rows) == len(rows)
 
-        async def report() -> None:
+        def report() -> None:
+            seen = worker.consumer.stats
+            found = Report(os.getpid(), seen.events, seen.taken_over, seen.acknowledged)
+            path = report_path(folder, name)
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(found))
+            fresh.replace(path)
+
+        async def keep_reporting() -> None:
             while True:
-                seen = worker.consumer.stats
-                found = Report(os.getpid(), seen.events, seen.taken_over, seen.acknowledged)
-                path = report_path(folder, name)
-                fresh = path.with_suffix(".new")
-                fresh.write_bytes(msgspec.json.encode(found))
-                fresh.replace(path)
+                report()
                 await asyncio.sleep(0.1)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
-        reporting = asyncio.create_task(report())
+        reporting = asyncio.create_task(keep_reporting())
         try:
             await worker.run()
         finally:
             reporting.cancel()
+            report()
     os.close(file)
 
 

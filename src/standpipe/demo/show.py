@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
@@ -59,7 +60,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def update(self, moment: Moment) -> None:
         """Show where things stand."""
@@ -85,7 +86,9 @@ class Display:
 
 def print_ledger(console: Console, account: Account, facts: dict[str, Any]) -> None:
     """The ledger, and the figures beside it."""
-    table = Table(title="ledger", title_justify="left", show_header=False)
+    table = Table(
+        title="ledger", title_justify="left", show_header=False, box=box.SIMPLE, pad_edge=False
+    )
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("meaning", style="dim")

@@ -4,10 +4,11 @@
 -- KEYS[2]  what the server remembers of this producer on this shard (a string)
 -- ARGV[1]  sequence number of this block, from 1; '' switches the check off
 -- ARGV[2]  floor: every block up to this number is settled at the producer, so it is never sent again
--- ARGV[3]  how long to remember, in ms
--- ARGV[4]  the codec's mark (rows1, arrow1), or '' for plain events
--- ARGV[5]  number of events
--- ARGV[6]  the block's payload; for plain events, of each in turn: how many arguments follow for it,
+-- ARGV[3]  the last number that this server has acknowledged to the producer
+-- ARGV[4]  how long to remember, in ms
+-- ARGV[5]  the codec's mark (rows1, arrow1), or '' for plain events
+-- ARGV[6]  number of events
+-- ARGV[7]  the block's payload; for plain events, of each in turn: how many arguments follow for it,
 --          then name, value, name, value... (not MessagePack: Redis 6.2 unpacks no binary strings)
 --
 -- Returns  {status, first entry ID, entries, first entry ID, entries, ...}: runs of consecutive IDs.
@@ -16,9 +17,11 @@
 --          status 'gap': appended now, but the server had forgotten blocks that it once acknowledged
 --                        (it lost data, or the memory of this producer expired).
 --          Error SPORDER when an earlier block of this producer is still missing: send that first.
--- Cost     O(1) per block, O(events) for plain ones. GET, XADD (per event when plain), SET.
+-- Cost     O(1) per block, O(events) for plain ones. GET, XADD (per event when plain), SET; for a
+--          producer's first block one SET more.
 -- Atomic   The server runs scripts alone, and refuses for lack of memory before the first write,
---          so either everything here has happened or nothing.
+--          so either everything here has happened or nothing. An ACL refuses command by command:
+--          the first SET asks it before anything is appended.
 
 local seq, floor = tonumber(ARGV[1]), tonumber(ARGV[2])
 local status, kept = 'new', {}
@@ -36,26 +39,28 @@ if seq then
       end
       if tonumber(number) > floor then kept[#kept + 1] = number .. '=' .. runs end
     end
+  else
+    redis.call('SET', KEYS[2], '0', 'PX', ARGV[4])
   end
   if seq <= last then return {'old'} end
   if seq > last + 1 then
     if seq > floor + 1 then
       return redis.error_reply('SPORDER expected block ' .. (last + 1) .. ', got ' .. seq)
     end
-    status = 'gap'
+    if last < tonumber(ARGV[3]) then status = 'gap' end
   end
 end
 
 local reply = {status}
-if ARGV[4] ~= '' then
-  local id = redis.pcall('XADD', KEYS[1], '*', 'c', ARGV[4], 'n', ARGV[5], 'd', ARGV[6])
+if ARGV[5] ~= '' then
+  local id = redis.pcall('XADD', KEYS[1], '*', 'c', ARGV[5], 'n', ARGV[6], 'd', ARGV[7])
   if type(id) == 'table' and id.err then return id end
   reply[2], reply[3] = id, 1
 else
   -- IDs of one script are mostly consecutive: same millisecond, counting up. They go back as runs.
   local run_ms, run_seq
-  local at = 6
-  for _ = 1, tonumber(ARGV[5]) do
+  local at = 7
+  for _ = 1, tonumber(ARGV[6]) do
     local stop = at + tonumber(ARGV[at])
     local id = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, at + 1, stop))
     at = stop + 1
@@ -75,6 +80,6 @@ if seq then
   local runs = {}
   for i = 2, #reply, 2 do runs[#runs + 1] = reply[i] .. '+' .. reply[i + 1] end
   kept[#kept + 1] = ARGV[1] .. '=' .. table.concat(runs, ',')
-  redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. table.concat(kept, ' '), 'PX', ARGV[3])
+  redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. table.concat(kept, ' '), 'PX', ARGV[4])
 end
 return reply

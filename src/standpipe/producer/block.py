@@ -54,14 +54,18 @@ class Block:
         return self.error is not None or self.runs is not None
 
     async def wait(self) -> None:
+        """Wait until it is settled; whoever waits for it has seen its error then."""
         if not self.is_settled:
             if self.done is None:
                 self.done = asyncio.get_running_loop().create_future()
             # Shielded: one waiter's cancellation must not cancel the others' future.
             await asyncio.shield(self.done)
         self.reported = True
+
+    def raise_error(self) -> None:
         if self.error is not None:
-            raise self.error
+            # One error may be raised at thousands of receipts; each would add to its traceback.
+            raise self.error.with_traceback(None)
 
     def settle(self) -> None:
         self.parts = []
@@ -94,6 +98,7 @@ class Receipt:
 
     def __await__(self) -> Generator[Any, None, EventId | None]:
         yield from self._block.wait().__await__()
+        self._block.raise_error()
         ids = self._block.ids(self._index, 1)
         return ids[0] if ids else None
 
@@ -106,7 +111,8 @@ class Receipts:
     """The promise of an acknowledgement for many events.
 
     Await it for their IDs, in the order in which the events were given (see :class:`Receipt` for
-    None). It raises what the first failed block failed with; the other blocks are not affected.
+    None). When all are settled it raises what the first failed block failed with, if one has; the
+    other blocks are not affected.
     """
 
     __slots__ = ("_parts", "count")
@@ -127,6 +133,8 @@ class Receipts:
     def __await__(self) -> Generator[Any, None, list[EventId | None]]:
         for block, *_ in self._parts:
             yield from block.wait().__await__()
+        for block, *_ in self._parts:
+            block.raise_error()
         found: list[EventId | None] = [None] * self.count
         for block, start, count, positions in self._parts:
             for position, event_id in zip(positions, block.ids(start, count), strict=False):

@@ -57,7 +57,7 @@ class ProducerStats:
 class Shard:
     """What the producer holds for one shard."""
 
-    __slots__ = ("floor", "key", "queue", "sequence", "sequence_key", "wake")
+    __slots__ = ("acknowledged", "floor", "key", "queue", "sequence", "sequence_key", "wake")
 
     def __init__(self, key: str, producer_id: str) -> None:
         self.key = key
@@ -67,6 +67,8 @@ class Shard:
         """The last number given out."""
         self.floor = 0
         """Every block up to this number is settled."""
+        self.acknowledged = 0
+        """The number of the last block that was acknowledged."""
         self.wake = asyncio.Event()
         """Set when there is something to write; the shards of one lane share it."""
 
@@ -106,6 +108,7 @@ class Buffer:
         self._room = asyncio.Event()
         self._settled = asyncio.Event()
         self._failures: list[Block] = []
+        self._failures_swept_at = 1_000
 
     # --- taking in -------------------------------------------------------------------------------
 
@@ -128,26 +131,44 @@ class Buffer:
                 f"{count} more with {size} bytes do not fit"
             )
 
+    def require_open(self) -> None:
+        """Raise unless the producer runs.
+
+        Raises:
+            ProducerClosedError: it does not.
+        """
+        if self.is_closed:
+            raise ProducerClosedError(
+                "the producer is not running",
+                hint="Use `async with Producer(...)`, and send before leaving it.",
+            )
+
     async def wait_for_room(self, size: int, count: int) -> None:
         """Wait until so many bytes and events fit.
 
         Raises:
             ProducerClosedError: the producer is not running, or was closed meanwhile.
         """
-        while True:
-            if self.is_closed:
-                raise ProducerClosedError(
-                    "the producer is not running",
-                    hint="Use `async with Producer(...)`, and send before leaving it.",
-                )
-            if self._has_room(size, count):
-                return
+        self.require_open()
+        while not self._has_room(size, count):
             self._room.clear()
             await self._room.wait()
+            self.require_open()
 
-    def add(self, shard: Shard, mark: str, part: bytes, count: int, arguments: int) -> Block:
-        """Put encoded events into the shard's last block if they fit, else into a new one."""
+    def add(self, shard: Shard, mark: str, part: bytes, count: int, arguments: int | None) -> Block:
+        """Put encoded events into the shard's last block if they fit, else into a new one.
+
+        Args:
+            part: The events, or with ``arguments=None`` the payload of a whole block.
+            count: How many events.
+            arguments: Of plain events: how many RESP arguments; else 0.
+        """
         block = shard.queue[-1] if shard.queue else None
+        if arguments is None:
+            block = self._new_block(shard, mark)
+            block.payload = part
+            self._take(shard, block, len(part), count)
+            return block
         if (
             block is None
             or block.sequence  # It has been written already.
@@ -160,13 +181,6 @@ class Buffer:
         block.parts.append(part)
         block.arguments += arguments
         self._take(shard, block, len(part), count)
-        return block
-
-    def add_payload(self, shard: Shard, mark: str, payload: bytes, count: int) -> Block:
-        """Put a block that is ready behind the shard's others."""
-        block = self._new_block(shard, mark)
-        block.payload = payload
-        self._take(shard, block, len(payload), count)
         return block
 
     def _new_block(self, shard: Shard, mark: str) -> Block:
@@ -189,6 +203,7 @@ class Buffer:
         """The shard's oldest block is on the server, its entries in these runs of IDs."""
         block = shard.queue.popleft()
         block.runs = runs
+        shard.acknowledged = block.sequence
         self.stats.acknowledged += block.count
         self.stats.blocks += 1
         self.stats.wire_bytes += block.wire_bytes
@@ -200,6 +215,10 @@ class Buffer:
         block.error = error
         self.stats.failed += block.count
         self._failures.append(block)
+        if len(self._failures) > self._failures_swept_at:
+            # Those whose receipts have been awaited meanwhile need not be kept for flush().
+            self._failures = [block for block in self._failures if not block.reported]
+            self._failures_swept_at = 2 * len(self._failures) + 1_000
         self._release(shard, block)
 
     def fail_all(self, shards: Sequence[Shard], error: StandpipeError) -> None:
@@ -240,7 +259,7 @@ class Buffer:
             ) from first
 
     def close(self) -> None:
-        """Take in nothing more, and fail what is left: whoever waits must learn that it ends here."""
+        """Take in nothing more, and fail what is left: whoever waits learns that it ends here."""
         self.is_closed = True
         self.fail_all(self.shards, ProducerClosedError("the producer was closed first"))
         self._room.set()

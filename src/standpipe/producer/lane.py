@@ -1,16 +1,18 @@
-"""The producer's way to the server: one connection, one write at a time, tried until it is settled."""
+"""The producer's way to the server: one connection, one write at a time, until it is settled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from typing import Any, Final
+from itertools import zip_longest
+from typing import Any, Final, cast
 
 from standpipe.codec import rows_payload
 from standpipe.errors import (
     ClusterDownError,
     PrimaryDownError,
+    ProducerError,
     ReadOnlyServerError,
     ScriptMissingError,
     SequenceError,
@@ -50,7 +52,9 @@ class Lane:
         self._runner = asyncio.create_task(self._run(), name="standpipe-producer")
 
     async def connect(self) -> Link:
-        if self._link is None or not self._link.is_open:
+        if self._link is None or not await self._link.is_usable():
+            if self._link is not None:
+                await self._link.close()
             self._link = await self._server.link(self._shards[0].key)
         return self._link
 
@@ -70,7 +74,14 @@ class Lane:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            trouble = await self._write(written)
+            try:
+                trouble = await self._write(written)
+            except Exception as error:
+                # Whatever it is, senders must not wait for ever for a lane that has ended.
+                log.exception("the producer failed in a way that was not foreseen")
+                fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
+                self._buffer.fail_all(self._shards, fault)
+                trouble = None
             if trouble is None:
                 attempt = 0
                 continue
@@ -82,13 +93,15 @@ class Lane:
             await asyncio.sleep(wait_ms / 1000)
 
     def _collect(self) -> list[tuple[Shard, Block]]:
-        """The blocks of the next write: of each shard as many as fit, oldest first."""
+        """The blocks of the next write: one of each shard in turn, oldest first, till it is full."""
         room = WRITE_BYTES_MAX
         found: list[tuple[Shard, Block]] = []
-        for shard in self._shards:
-            for block in shard.queue:
+        for row in zip_longest(*(shard.queue for shard in self._shards)):
+            for shard, block in zip(self._shards, row, strict=True):
+                if block is None:
+                    continue
                 if found and block.size > room:
-                    break
+                    return found
                 if not block.sequence:
                     shard.sequence += 1
                     block.sequence = shard.sequence
@@ -114,7 +127,7 @@ class Lane:
                 # An earlier block of this shard has to go first, so the server refused this one.
                 continue
             if isinstance(reply, list):
-                self._acknowledge(shard, reply)
+                self._acknowledge(shard, cast("list[Any]", reply))
             elif not reply.retryable:
                 self._buffer.fail(shard, reply)
             else:
@@ -140,7 +153,8 @@ class Lane:
         whole = self._script.name not in link.taught
         link.taught.add(self._script.name)
         keys = (shard.key, shard.sequence_key)
-        fixed = (block.sequence, shard.floor, SEQUENCE_TTL_MS, block.mark, block.count)
+        numbers = (block.sequence, shard.floor, shard.acknowledged)
+        fixed = (*numbers, SEQUENCE_TTL_MS, block.mark, block.count)
         if block.mark:
             if block.payload is None:
                 block.payload = rows_payload(block.count, block.parts, compress=self._compress)

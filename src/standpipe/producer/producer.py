@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from standpipe.codec import (
     MARKS,
@@ -28,6 +28,7 @@ from standpipe.limits import (
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
     SEND_DEADLINE_MS,
+    TABLE_BLOCK_BYTES_MAX,
     TABLE_BLOCK_ROWS_MAX,
 )
 from standpipe.producer.block import Receipt, Receipts
@@ -55,7 +56,8 @@ class Producer:
         block_events_max: Events per block.
         block_bytes_max: Bytes per block before compression.
         event_bytes_max: A larger event is refused.
-        deadline_ms: How long a block is tried before its receipt fails, ms.
+        deadline_ms: How long a block is tried before its receipt fails, ms. Looked at between two
+            tries; one that waits for a reply waits for the server's ``reply_ms_max``.
         compress: Whether rows and columns are compressed when that is smaller.
 
     Raises:
@@ -98,11 +100,13 @@ class Producer:
             if value < 1:
                 raise ConfigError(f"{name} is {value}", hint="It is at least 1.")
         self.stream: Final = stream
-        self.id: Final = uuid.uuid4().hex
+        self.id = ""
+        """What the server remembers this producer by; a new one from each start."""
         self._codec = None if codec is None else check_codec(codec)
         self._on_full = on_full
         self._block_events_max = block_events_max
         self._event_bytes_max = event_bytes_max
+        self._part_bytes_max = min(event_bytes_max, block_bytes_max)
         self._compress = compress
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
@@ -132,8 +136,11 @@ class Producer:
         if not self.stream.is_open:
             await self.stream.open()
             self._opened_stream = True
-        self._codec = self._codec or self.stream.definition.codec
+        self._codec = check_codec(self._codec or self.stream.definition.codec)
+        self._mark = MARKS[self._codec]
         self._layout = self.stream.definition.layout
+        # Blocks are numbered from 1 again: under its old id the server would take them for old.
+        self.id = uuid.uuid4().hex
         buffer = self._new_buffer(self.stream.keys)
         server = self.stream.server
         # In a cluster the shards' slots move between nodes one by one: each has its own connection.
@@ -217,23 +224,20 @@ class Producer:
 
         Cost: one write for all events that gathered while the last one was in flight.
         """
+        self._buffer.require_open()
         if not isinstance(event, Event):
             event = self._from_mapping(event)
         check_event(event)
         shard = self._buffer.shards[partition(event.key, len(self._buffer.shards))]
         if self._codec == "columns":
-            receipts = Receipts()
-            await self._send_as_table([event], shard, range(1), receipts)
+            receipts = await self._put(self._encode_tables([(shard, [event], range(1))]))
             return receipts.first()
-        if self._codec == "plain":
-            fields = encode_plain(event, self._layout)
-            part, arguments = _resp_arguments(len(fields), *fields), len(fields) + 1
+        part, _, arguments = next(self._encode([event]))
+        if self._on_full == "raise":
+            self._buffer.require_room(len(part), 1)
         else:
-            part, arguments = rows_part((event,)), 0
-        if len(part) > self._event_bytes_max:
-            raise self._too_large(event, len(part))
-        await self._wait_for_room(len(part), 1)
-        block = self._buffer.add(shard, MARKS[self._codec or "rows"], part, 1, arguments)
+            await self._buffer.wait_for_room(len(part), 1)
+        block = self._buffer.add(shard, self._mark, part, 1, arguments)
         if block.count >= self._block_events_max:
             # A loop of sends that never waits would keep the writer from running.
             await asyncio.sleep(0)
@@ -252,27 +256,16 @@ class Producer:
 
         Delivery: as :meth:`send`; blocks are acknowledged one by one.
         """
+        self._buffer.require_open()
         listed = list(events)
         if set(map(type, listed)) <= {Event}:
             given = cast("list[Event]", listed)
         else:
             given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
         check_events(given)
-        receipts = Receipts()
-        pieces = self._split(given)
-        if self._codec == "columns":
-            for shard, chunk, positions in pieces:
-                await self._send_as_table(chunk, shard, positions, receipts)
-            return receipts
-        encoded = [(shard, *self._encode(chunk), positions) for shard, chunk, positions in pieces]
-        if self._on_full == "raise":
-            self._buffer.require_room(sum(len(e[1]) for e in encoded), len(given))
-        for shard, part, count, arguments, positions in encoded:
-            await self._wait_for_room(len(part), count)
-            block = self._buffer.add(shard, MARKS[self._codec or "rows"], part, count, arguments)
-            receipts.add(block, block.count - count, count, positions)
-            await asyncio.sleep(0)
-        return receipts
+        encode = self._encode_tables if self._codec == "columns" else self._encode_events
+        # All are encoded before the first is taken: one that is too large must not come in between.
+        return await self._put(list(encode(self._split(given))))
 
     async def send_table(self, table: Any) -> Receipts:
         """Take a table of readings: columns ``key``, ``time`` and one per field.
@@ -286,15 +279,15 @@ class Producer:
 
         Raises:
             FieldError, EventError: a column is missing, nested, or holds what no event may.
+            EventTooLargeError: a row is larger than ``event_bytes_max``; none was sent.
             BackpressureError, ProducerClosedError: as :meth:`send_many`.
 
         Delivery: as :meth:`send_many`. The blocks are written as columns whatever the codec.
         """
+        self._buffer.require_open()
         checked = check_table(table)
-        receipts = Receipts()
-        for shard, part, positions in self._split_table(checked):
-            await self._add_table(part, shard, positions, receipts)
-        return receipts
+        self._check_rows(checked)
+        return await self._put(self._encode_table(checked))
 
     # --- from events to blocks -------------------------------------------------------------------
 
@@ -323,74 +316,153 @@ class Producer:
                 part = positions[start : start + step]
                 yield shard, [events[position] for position in part], part
 
-    def _encode(self, events: list[Event]) -> tuple[bytes, int, int]:
-        """The events' bytes, how many they are, and for plain ones how many RESP arguments."""
+    def _encode_events(
+        self, chunks: Iterable[tuple[Shard, list[Event], Sequence[int]]]
+    ) -> Iterator[_Piece]:
+        for shard, chunk, positions in chunks:
+            start = 0
+            for part, count, arguments in self._encode(chunk):
+                stop = start + count
+                yield _Piece(shard, self._mark, part, count, arguments, positions[start:stop])
+                start = stop
+
+    def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
+        """The events' bytes in parts that fit in a block, how many events each part holds, and for
+        plain ones how many RESP arguments."""
         if self._codec == "plain":
-            parts: list[bytes] = []
-            arguments = 0
-            for event in events:
-                fields = encode_plain(event, self._layout)
-                parts.append(_resp_arguments(len(fields), *fields))
-                arguments += len(fields) + 1
-            part = b"".join(parts)
-        else:
-            part, arguments = rows_part(events), 0
-        if len(part) > self._event_bytes_max:
-            # Only now can one of them be too large; this is rare enough to encode it once more.
-            for event in events:
-                size = len(rows_part((event,)))
-                if size > self._event_bytes_max:
-                    raise self._too_large(event, size)
-        return part, len(events), arguments
+            yield from self._encode_plain(events)
+            return
+        part = rows_part(events)
+        if len(events) == 1:
+            self._check_size(events[0].key, events[0].time, len(part))
+        elif len(part) > self._part_bytes_max:
+            # In halves, until each fits, or stands alone and is too large by itself.
+            half = len(events) // 2
+            yield from self._encode(events[:half])
+            yield from self._encode(events[half:])
+            return
+        yield part, len(events), 0
 
-    def _too_large(self, event: Event, size: int) -> EventTooLargeError:
-        return EventTooLargeError(
-            f"event of {event.key!r} at {event.time} has {size} bytes, more than "
-            f"event_bytes_max ({self._event_bytes_max})"
-        )
-
-    async def _send_as_table(
-        self, events: list[Event], shard: Shard, positions: Sequence[int], receipts: Receipts
-    ) -> None:
-
+    def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
+        parts: list[bytes] = []
+        size = arguments = 0
         for event in events:
-            if len(rows_part((event,))) > self._event_bytes_max:
-                raise self._too_large(event, len(rows_part((event,))))
-        await self._add_table(events_to_table(events), shard, positions, receipts)
+            fields = encode_plain(event, self._layout)
+            part = _resp_arguments(len(fields), *fields)
+            self._check_size(event.key, event.time, len(part))
+            if parts and size + len(part) > self._part_bytes_max:
+                yield b"".join(parts), len(parts), arguments
+                parts, size, arguments = [], 0, 0
+            parts.append(part)
+            size += len(part)
+            arguments += len(fields) + 1
+        yield b"".join(parts), len(parts), arguments
 
-    def _split_table(self, table: pa.Table) -> Iterable[tuple[Shard, pa.Table, Sequence[int]]]:
-        step = TABLE_BLOCK_ROWS_MAX
-        if len(self._buffer.shards) == 1:
-            for start in range(0, table.num_rows, step):
-                part = table.slice(start, step)
-                yield self._buffer.shards[0], part, range(start, start + part.num_rows)
+    def _check_size(self, key: str | None, time: int, size: int) -> None:
+        if size > self._event_bytes_max:
+            raise EventTooLargeError(
+                f"event of {key!r} at {time} has {size} bytes, more than "
+                f"event_bytes_max ({self._event_bytes_max})"
+            )
+
+    def _encode_tables(
+        self, chunks: Iterable[tuple[Shard, list[Event], Sequence[int]]]
+    ) -> Iterator[_Piece]:
+        for shard, chunk, positions in chunks:
+            table = events_to_table(chunk)
+            self._check_rows(table)
+            yield from self._encode_part(shard, table, positions)
+
+    def _encode_table(self, table: pa.Table) -> Iterator[_Piece]:
+        shards = self._buffer.shards
+        if len(shards) == 1:
+            yield from self._encode_part(shards[0], table, range(table.num_rows))
             return
         import pyarrow.compute as pc
 
         # Hash each distinct key once, then pick the rows of each shard.
         keys = pc.dictionary_encode(table.column("key").combine_chunks())
-        homes = [partition(key, len(self._buffer.shards)) for key in keys.dictionary.to_pylist()]
-        by_shard: list[list[int]] = [[] for _ in self._buffer.shards]
+        homes = [partition(key, len(shards)) for key in keys.dictionary.to_pylist()]
+        by_shard: list[list[int]] = [[] for _ in shards]
         for position, index in enumerate(keys.indices.to_pylist()):
             by_shard[0 if index is None else homes[index]].append(position)
-        for shard, positions in zip(self._buffer.shards, by_shard, strict=True):
-            for start in range(0, len(positions), step):
-                picked = positions[start : start + step]
-                yield shard, table.take(picked), picked
+        for shard, positions in zip(shards, by_shard, strict=True):
+            if positions:
+                yield from self._encode_part(shard, table.take(positions), positions)
 
-    async def _add_table(
-        self, table: pa.Table, shard: Shard, positions: Sequence[int], receipts: Receipts
-    ) -> None:
-        payload = encode_columns(table)
-        await self._wait_for_room(len(payload), table.num_rows)
-        block = self._buffer.add_payload(shard, MARKS["columns"], payload, table.num_rows)
-        receipts.add(block, 0, table.num_rows, positions)
-        await asyncio.sleep(0)
+    def _encode_part(
+        self, shard: Shard, table: pa.Table, positions: Sequence[int]
+    ) -> Iterator[_Piece]:
+        """One shard's rows as columns blocks of bounded size."""
+        step = TABLE_BLOCK_ROWS_MAX
+        for start in range(0, table.num_rows, step):
+            stop = min(start + step, table.num_rows)
+            part = table.slice(start, stop - start)
+            if len(part) > 1 and part.nbytes > TABLE_BLOCK_BYTES_MAX:
+                middle = (start + stop) // 2
+                for low, high in ((start, middle), (middle, stop)):
+                    half = table.slice(low, high - low)
+                    yield from self._encode_part(shard, half, positions[low:high])
+            else:
+                payload = encode_columns(part, compress=self._compress)
+                yield _Piece(
+                    shard, MARKS["columns"], payload, len(part), None, positions[start:stop]
+                )
 
-    async def _wait_for_room(self, size: int, count: int) -> None:
-        if self._on_full == "raise" and not self._buffer.is_closed:
-            self._buffer.require_room(size, count)
-        await self._buffer.wait_for_room(size, count)
+    def _check_rows(self, table: pa.Table) -> None:
+        """Refuse a table that has a row above event_bytes_max, by the bytes of its values."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+        fixed = 0
+        sizes = pa.scalar(0, pa.int64())
+        for column in table.columns:
+            if column.type in texts:
+                sizes = pc.add(sizes, pc.fill_null(pc.binary_length(column), 0))
+            elif not pa.types.is_null(column.type):
+                fixed += (column.type.bit_width + 7) // 8
+        sizes = pc.add(sizes, fixed)
+        largest = pc.max(sizes).as_py()
+        if largest is not None and largest > self._event_bytes_max:
+            row = pc.index(sizes, largest).as_py()
+            key, time = (table.column(name)[row].as_py() for name in ("key", "time"))
+            self._check_size(key, time, largest)
+
+    # --- to the buffer ---------------------------------------------------------------------------
+
+    async def _put(self, pieces: Iterable[_Piece]) -> Receipts:
+        receipts = Receipts()
+        waits = self._on_full == "wait"
+        if not waits:
+            # All or none: nothing else may come in between, so there is no wait from here on.
+            pieces = list(pieces)
+            self._buffer.require_room(
+                sum(len(p.part) for p in pieces), sum(p.count for p in pieces)
+            )
+        for piece in pieces:
+            if waits:
+                await self._buffer.wait_for_room(len(piece.part), piece.count)
+            block = self._buffer.add(
+                piece.shard, piece.mark, piece.part, piece.count, piece.arguments
+            )
+            receipts.add(block, block.count - piece.count, piece.count, piece.positions)
+            if waits:
+                await asyncio.sleep(0)
+        return receipts
+
+
+class _Piece(NamedTuple):
+    """Encoded events of one shard that go into one block together."""
+
+    shard: Shard
+    mark: str
+    part: bytes
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    arguments: int | None
+    """Of plain events: how many RESP arguments. None: the part is a whole block's payload."""
+    positions: Sequence[int]
+    """Where the events stood in what was given."""
 
 
 def _resp_arguments(*arguments: Any) -> bytes:

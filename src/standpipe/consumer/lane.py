@@ -1,44 +1,29 @@
-"""Consumer: one member of a group; reads, acknowledges, renews and takes over.
+"""The shards behind a pair of connections: reading, acknowledging, renewing, taking over.
 
-Per connected node it runs three loops:
-
-* the reader: first what this consumer name already has pending, then new entries, with the waiting
-  acknowledgements in the same round trip;
-* the flusher: acknowledgements that no read comes along to carry;
-* the keeper: renews what is held, so that a slow handler is not taken for dead, and sweeps the
-  group's pending entries for those of the dead.
-
-Reads block on a connection of their own; everything else goes over a second one.
+Three loops run over it. The reader: first what this consumer name already has pending, then new
+entries, with the waiting acknowledgements in the same round trip. The flusher: acknowledgements
+that no read comes along to carry. The keeper: renews what is held, so that a slow handler is not
+taken for dead, and sweeps the group's pending entries for those of the dead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import socket
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
-from standpipe.errors import (
-    ConfigError,
-    DecodeError,
-    GroupNotFoundError,
-    ReplyError,
-    StandpipeError,
-)
+from standpipe.consumer.intake import Delivery, Intake, Undecodable
+from standpipe.errors import DecodeError, GroupNotFoundError, ReplyError, StandpipeError
 from standpipe.event import Batch, Entry
 from standpipe.limits import (
     ACK_GRACE_MS,
     CLAIM_COUNT,
     EVENTS_PER_ENTRY_GUESS,
-    IDLE_MS_MIN,
     IDS_PER_COMMAND_MAX,
-    IN_FLIGHT_EVENTS_MAX,
     READ_BLOCK_MS,
     READ_COUNT,
     RENEWALS_PER_IDLE,
@@ -51,249 +36,30 @@ from standpipe.wire import Link, pack, script
 log: Final = logging.getLogger("standpipe.consumer")
 
 
-class Undecodable(NamedTuple):
-    """An entry that no codec reads, as it stands on the server."""
-
-    id: bytes
-    fields: list[bytes]
-    error: DecodeError
+_Rows = dict[bytes, list[Any]]
+"""A reply of XREADGROUP: shard key → [entry ID, fields] of each entry."""
 
 
-class Delivery:
-    """Entries of one shard that arrived together.
+class Member(NamedTuple):
+    """Who reads: one name in one group of one stream."""
 
-    ``ids`` are the entry IDs as the server wrote them, parallel to ``batch.entries``.
-    ``deliveries`` has the delivery count of those that were delivered before; others have 1.
-    """
-
-    __slots__ = ("batch", "deliveries", "ids", "shard", "undecodable")
-
-    def __init__(
-        self,
-        shard: int,
-        batch: Batch,
-        ids: list[bytes],
-        deliveries: dict[bytes, int],
-        undecodable: list[Undecodable],
-    ) -> None:
-        self.shard = shard
-        self.batch = batch
-        self.ids = ids
-        self.deliveries = deliveries
-        self.undecodable = undecodable
+    stream: Stream
+    group: str
+    name: str
+    start: str
+    """Where the group begins if it has to be created."""
+    idle_ms_min: int
 
 
-class ConsumerStats:
-    """Counters of one consumer, since it was started."""
-
-    __slots__ = ("acknowledged", "events", "groups_created", "lost", "read", "taken_from_us", "taken_over")
-
-    def __init__(self) -> None:
-        self.read = 0
-        """Entries delivered, taken over ones included."""
-        self.events = 0
-        """Events in them."""
-        self.acknowledged = 0
-        """Entries whose acknowledgement the server has confirmed."""
-        self.taken_over = 0
-        """Entries that another consumer had left idle."""
-        self.taken_from_us = 0
-        """Entries that another consumer took over while this one held them."""
-        self.lost = 0
-        """Entries deleted from the stream while they were pending."""
-        self.groups_created = 0
-        """Groups created, or created again after the server lost them."""
-
-    def __repr__(self) -> str:
-        return f"ConsumerStats({', '.join(f'{n}={getattr(self, n)}' for n in self.__slots__)})"
-
-
-def default_consumer_name() -> str:
-    """A name that no other process has: host, process id and some random digits."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
-
-class Consumer:
-    """One member of a consumer group, over all shards of a stream.
-
-    Args:
-        stream: An open stream.
-        group: The group's name; created where it does not exist.
-        name: This consumer's name, unique among the living ones. One that comes back under its old
-            name begins with what it had pending. Default: unique to this process.
-        start: Where a new group begins: ``"0"`` with everything that is kept, ``"$"`` with what
-            comes after (that silently skips what came before), or an entry ID.
-        idle_ms_min: Entries idle for this long are taken over from their consumer, ms.
-        in_flight_events_max: Events delivered and not yet acknowledged, at most.
-
-    Delivery:
-        At least once. What is delivered stays pending until acknowledged; if this process dies,
-        another member takes it over after ``idle_ms_min``.
-    """
-
-    def __init__(
-        self,
-        stream: Stream,
-        group: str,
-        name: str | None = None,
-        *,
-        start: str = "0",
-        idle_ms_min: int = IDLE_MS_MIN,
-        in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
-    ) -> None:
-        if not group or any(c.isspace() for c in group):
-            raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
-        if name is not None and (not name or any(c.isspace() for c in name)):
-            raise ConfigError(f"consumer is {name!r}", hint="Give it a name without spaces.")
-        if idle_ms_min < 1:
-            raise ConfigError(f"idle_ms_min is {idle_ms_min}", hint="It is at least 1 ms.")
-        if in_flight_events_max < 1:
-            raise ConfigError(
-                f"in_flight_events_max is {in_flight_events_max}", hint="It is at least 1."
-            )
-        self.stream: Final = stream
-        self.group: Final = group
-        self.name: Final = name or default_consumer_name()
-        self.stats: Final = ConsumerStats()
-        self.idle_ms_min: Final = idle_ms_min
-        self._start = start
-        self._in_flight_max = in_flight_events_max
-        self._in_flight = 0
-        self._room = asyncio.Event()
-        self._arrived: asyncio.Queue[Delivery | StandpipeError] = asyncio.Queue()
-        self._lanes: list[_Lane] = []
-        self._loops: list[asyncio.Task[None]] = []
-        self._readers: list[asyncio.Task[None]] = []
-
-    # --- life ------------------------------------------------------------------------------------
-
-    async def start(self) -> None:
-        """Create the group where it is missing, connect, and begin to read.
-
-        Raises:
-            ServerError: the server cannot be reached or refuses.
-            WrongTypeError: a shard's key holds something else.
-        """
-        keys = self.stream.keys
-        clustered = self.stream.server.is_cluster
-        groups = [[shard] for shard in range(len(keys))] if clustered else [list(range(len(keys)))]
-        self._lanes = [_Lane(self, shards) for shards in groups]
-        try:
-            for lane in self._lanes:
-                await lane.create_groups()
-        except BaseException:
-            await self.close()
-            raise
-        for lane in self._lanes:
-            self._readers.append(asyncio.create_task(lane.read_loop(), name="standpipe-reader"))
-            self._loops.append(asyncio.create_task(lane.flush_loop(), name="standpipe-flusher"))
-            self._loops.append(asyncio.create_task(lane.keep_loop(), name="standpipe-keeper"))
-
-    async def deliveries(self) -> AsyncIterator[Delivery]:
-        """What arrives, until the consumer is closed or meets an error that no retry mends.
-
-        Raises:
-            StandpipeError: such an error, after what had arrived before it.
-        """
-        while True:
-            found = await self._arrived.get()
-            if isinstance(found, StandpipeError):
-                raise found
-            yield found
-
-    async def stop_reading(self) -> None:
-        """Deliver nothing more; what was delivered can still be acknowledged."""
-        readers, self._readers = self._readers, []
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-
-    async def leave(self) -> None:
-        """Send the last acknowledgements, give back what is still held, and leave the group.
-
-        What is given back is marked idle, so that another member takes it at its next sweep. The
-        consumer is removed from the group only where it has nothing pending.
-        """
-        await self.stop_reading()
-        for lane in self._lanes:
-            await lane.leave()
-
-    async def close(self) -> None:
-        """Disconnect. What is held stays pending until it is idle for long enough."""
-        await self.stop_reading()
-        loops, self._loops = self._loops, []
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        for lane in self._lanes:
-            await lane.close()
-        self._lanes = []
-
-    # --- settling --------------------------------------------------------------------------------
-
-    @property
-    def in_flight(self) -> int:
-        """Events delivered and not yet settled."""
-        return self._in_flight
-
-    def holds(self, shard: int, entry_id: bytes) -> bool:
-        """Whether an entry is still this consumer's, as far as it knows."""
-        return entry_id in self._lane(shard).held[shard]
-
-    def ack(self, shard: int, ids: Iterable[bytes]) -> None:
-        """Acknowledge entries; leaves with the next read, or within some milliseconds by itself.
-
-        Sent again until the server has answered, or until the entry is another consumer's.
-        """
-        self._lane(shard).ack(shard, ids)
-
-    async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
-        """Acknowledge one entry and keep dead letters of it, in one atomic step.
-
-        Args:
-            shard: The shard's number.
-            entry_id: The entry.
-            letters: Flat ``[name, value, …]`` of each dead letter.
-
-        Delivery: If the process dies here, either both have happened or neither; then the entry is
-            delivered again.
-        """
-        await self._lane(shard).settle(shard, entry_id, letters)
-
-    async def count_attempt(self, shard: int, entry_id: bytes, deliveries: int) -> None:
-        """Write an entry's delivery count to the server, so that it survives this process."""
-        await self._lane(shard).hold(shard, [entry_id], deliveries)
-
-    def _lane(self, shard: int) -> _Lane:
-        return self._lanes[shard if len(self._lanes) > 1 else 0]
-
-    def _release(self, events: int) -> None:
-        self._in_flight -= events
-        self._room.set()
-
-    async def _wait_for_room(self) -> int:
-        """How many events may be asked for; at most half of the limit, so that the other half is
-        worked on meanwhile."""
-        while self._in_flight >= self._in_flight_max:
-            self._room.clear()
-            await self._room.wait()
-        return min(self._in_flight_max - self._in_flight, (self._in_flight_max + 1) // 2)
-
-    def _deliver(self, delivery: Delivery) -> None:
-        self.stats.read += len(delivery.ids) + len(delivery.undecodable)
-        self.stats.events += len(delivery.batch)
-        self._in_flight += len(delivery.batch) + len(delivery.undecodable)
-        self._arrived.put_nowait(delivery)
-
-
-class _Lane:
+class Lane:
     """The shards behind one connection, or a pair: one that blocks and one that does not."""
 
-    def __init__(self, consumer: Consumer, shards: list[int]) -> None:
-        self.consumer = consumer
-        self.stream = consumer.stream
+    def __init__(self, member: Member, intake: Intake, shards: list[int]) -> None:
+        self.member = member
+        self.intake = intake
+        self.stream = member.stream
         self.shards = shards
-        self.keys = [consumer.stream.keys[shard] for shard in shards]
+        self.keys = [member.stream.keys[shard] for shard in shards]
         self.held: dict[int, dict[bytes, tuple[int, float]]] = {shard: {} for shard in shards}
         """Per shard: entry ID → events in it, and since when it is held or renewed."""
         self._acks: list[tuple[int, list[bytes]]] = []
@@ -304,7 +70,7 @@ class _Lane:
         self._control_link: Link | None = None
         self._control = asyncio.Lock()
         self._events_per_entry = float(EVENTS_PER_ENTRY_GUESS)
-        self._layout = consumer.stream.definition.layout
+        self._layout = member.stream.definition.layout
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -334,7 +100,7 @@ class _Lane:
     async def _pause(self, error: StandpipeError, attempt: int) -> None:
         """Wait before trying again, or pass on an error that no retry mends."""
         if not error.retryable and not isinstance(error, GroupNotFoundError):
-            self.consumer._arrived.put_nowait(error)
+            self.intake.fail(error)
             raise error
         if self.stream.server.is_cluster:
             await self.stream.server.refresh()
@@ -344,7 +110,7 @@ class _Lane:
 
     async def create_groups(self) -> None:
         commands = [
-            pack("XGROUP", "CREATE", key, self.consumer.group, self.consumer._start, "MKSTREAM")
+            pack("XGROUP", "CREATE", key, self.member.group, self.member.start, "MKSTREAM")
             for key in self.keys
         ]
         for reply in await self._exchange(commands):
@@ -352,7 +118,7 @@ class _Lane:
                 continue
             if isinstance(reply, StandpipeError):
                 raise reply
-            self.consumer.stats.groups_created += 1
+            self.intake.stats.groups_created += 1
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -369,7 +135,7 @@ class _Lane:
                 attempt = 0
             except GroupNotFoundError as error:
                 attempt += 1
-                log.error("%s; the group is created again at %s", error, self.consumer._start)
+                log.error("%s; the group is created again at %s", error, self.member.start)
                 await self._pause(error, attempt)
                 await self._create_again()
             except StandpipeError as error:
@@ -385,15 +151,14 @@ class _Lane:
             log.warning("the group could not be created: %s", error)
 
     async def _read_new(self) -> None:
-        consumer = self.consumer
-        room = await consumer._wait_for_room()
+        member = self.member
+        room = await self.intake.wait_for_room()
         count = max(1, min(READ_COUNT, int(room / self._events_per_entry)))
         read = pack(
-            "XREADGROUP", "GROUP", consumer.group, consumer.name, "COUNT", count,
+            "XREADGROUP", "GROUP", member.group, member.name, "COUNT", count,
             "BLOCK", READ_BLOCK_MS, "STREAMS", *self.keys, *[">"] * len(self.keys),
         )  # fmt: skip
-        reply = await self._read_with_acks(read, READ_BLOCK_MS)
-        self._take(reply, {})
+        self._take(await self._read_with_acks(read, READ_BLOCK_MS) or {}, {})
 
     async def _read_with_acks(self, read: bytes, block_ms: int) -> Any:
         """A read, with the waiting acknowledgements ahead of it in the same round trip."""
@@ -415,16 +180,16 @@ class _Lane:
 
     async def _read_old(self, old: dict[str, bytes]) -> None:
         """One page of what this consumer has pending already; forgets the keys that are through."""
-        consumer = self.consumer
-        await consumer._wait_for_room()
+        member = self.member
+        await self.intake.wait_for_room()
         keys = list(old)
         read = pack(
-            "XREADGROUP", "GROUP", consumer.group, consumer.name, "COUNT", READ_COUNT,
+            "XREADGROUP", "GROUP", member.group, member.name, "COUNT", READ_COUNT,
             "STREAMS", *keys, *old.values(),
         )  # fmt: skip
-        reply = await self._read_with_acks(read, 0)
+        found: _Rows = await self._read_with_acks(read, 0) or {}
         for key in keys:
-            rows: list[Any] = (reply or {}).get(key.encode(), [])
+            rows = found.get(key.encode(), [])
             if not rows:
                 del old[key]
                 continue
@@ -446,13 +211,13 @@ class _Lane:
     async def _delivery_counts(
         self, shard: int, first: bytes, last: bytes, rows: int
     ) -> dict[bytes, int]:
-        consumer = self.consumer
+        member = self.member
         held = len(self.held[shard])
         (reply,) = await self._exchange(
             [
                 pack(
-                    "XPENDING", self.stream.keys[shard], consumer.group,
-                    first, last, rows + held, consumer.name,
+                    "XPENDING", self.stream.keys[shard], member.group,
+                    first, last, rows + held, member.name,
                 )
             ]
         )  # fmt: skip
@@ -462,13 +227,13 @@ class _Lane:
 
     async def _clear_lost(self, shard: int, ids: list[bytes]) -> None:
         """Take entries off the pending list that were deleted from the stream, loudly."""
-        consumer = self.consumer
-        consumer.stats.lost += len(ids)
+        member = self.member
+        self.intake.stats.lost += len(ids)
         log.error(
             "%d entries of %s were deleted while pending for group %s and are lost to it: %s%s",
             len(ids),
             self.stream.keys[shard],
-            consumer.group,
+            member.group,
             ", ".join(entry_id.decode() for entry_id in ids[:10]),
             " …" if len(ids) > 10 else "",
         )
@@ -476,11 +241,11 @@ class _Lane:
             if isinstance(reply, StandpipeError):
                 raise reply
 
-    def _take(self, reply: Any, counts: dict[bytes, int]) -> None:
-        """Decode a reply of XREADGROUP, by shard, and deliver it."""
+    def _take(self, found: _Rows, counts: dict[bytes, int]) -> None:
+        """Decode what was read, by shard, and deliver it."""
         now = time.monotonic()
         entries_seen = events_seen = 0
-        for key, rows in (reply or {}).items():
+        for key, rows in found.items():
             shard = self.stream.keys.index(key.decode())
             held = self.held[shard]
             entries: list[Entry] = []
@@ -499,7 +264,7 @@ class _Lane:
                 events_seen += entry.count
             entries_seen += len(rows)
             batch = Batch(entries, stream=self.stream.name, shard=shard)
-            self.consumer._deliver(Delivery(shard, batch, ids, counts, undecodable))
+            self.intake.put(Delivery(shard, batch, ids, counts, undecodable))
         if entries_seen:
             self._events_per_entry = max(1.0, events_seen / entries_seen)
 
@@ -521,7 +286,7 @@ class _Lane:
             self._acking[shard].update(mine)
             self._acks.append((shard, mine))
             self._ack_ready.set()
-            self.consumer._release(events)
+            self.intake.release(events)
 
     def _take_acks(self) -> list[tuple[int, list[bytes]]]:
         """The waiting acknowledgements, joined by shard and cut to commands."""
@@ -543,7 +308,7 @@ class _Lane:
 
     def _pack_acks(self, acks: Iterable[tuple[int, list[bytes]]]) -> list[bytes]:
         return [
-            pack("XACK", self.stream.keys[shard], self.consumer.group, *ids) for shard, ids in acks
+            pack("XACK", self.stream.keys[shard], self.member.group, *ids) for shard, ids in acks
         ]
 
     def _count_acks(self, acks: list[tuple[int, list[bytes]]], replies: list[Any]) -> None:
@@ -556,7 +321,7 @@ class _Lane:
                 # The entries stay pending and will be delivered again: at least once.
                 log.error("%d acknowledgements were refused: %s", len(ids), reply)
             else:
-                self.consumer.stats.acknowledged += len(ids)
+                self.intake.stats.acknowledged += len(ids)
 
     async def flush_loop(self) -> None:
         attempt = 0
@@ -587,42 +352,42 @@ class _Lane:
         keys = (self.stream.keys[shard], self.stream.dead_key(shard))
         while entry_id in self.held[shard]:
             try:
-                done = await self._run("settle", keys, self.consumer.group, entry_id, *arguments)
+                done = await self._run("settle", keys, self.member.group, entry_id, *arguments)
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt)
                 continue
-            self.consumer.stats.acknowledged += 1 if done else 0
+            self.intake.stats.acknowledged += 1 if done else 0
             if (known := self.held[shard].pop(entry_id, None)) is not None:
-                self.consumer._release(known[0])
+                self.intake.release(known[0])
 
     # --- renewing and taking over ----------------------------------------------------------------
 
     async def hold(self, shard: int, ids: list[bytes], deliveries: int | None = None) -> None:
         """Renew entries; forget those that have become another consumer's."""
-        consumer, held = self.consumer, self.held[shard]
+        member, held = self.member, self.held[shard]
         count = "" if deliveries is None else deliveries
         for start in range(0, len(ids), IDS_PER_COMMAND_MAX):
             part = ids[start : start + IDS_PER_COMMAND_MAX]
             key = self.stream.keys[shard]
-            gone = await self._run("hold", (key,), consumer.group, consumer.name, count, *part)
+            gone = await self._run("hold", (key,), member.group, member.name, count, *part)
             now = time.monotonic()
             for entry_id in part:
                 if entry_id in held:
                     held[entry_id] = (held[entry_id][0], now)
             for entry_id in gone:
                 if (known := held.pop(entry_id, None)) is not None:
-                    consumer.stats.taken_from_us += 1
-                    consumer._release(known[0])
+                    self.intake.stats.taken_from_us += 1
+                    self.intake.release(known[0])
                     log.warning(
                         "entry %s of %s was taken over from %s, which held it for too long",
                         entry_id.decode(),
                         key,
-                        consumer.name,
+                        member.name,
                     )
 
     async def keep_loop(self) -> None:
-        period = renew_every_ms(self.consumer.idle_ms_min, RENEWALS_PER_IDLE) / 1000
+        period = renew_every_ms(self.member.idle_ms_min, RENEWALS_PER_IDLE) / 1000
         attempt = 0
         while True:
             try:
@@ -648,16 +413,16 @@ class _Lane:
 
     async def _sweep(self) -> None:
         """Take over what has been idle for too long, to the end of each shard's pending list."""
-        consumer = self.consumer
+        member = self.member
         for shard in self.shards:
             cursor = b"0-0"
             while True:
-                await consumer._wait_for_room()
+                await self.intake.wait_for_room()
                 (reply,) = await self._exchange(
                     [
                         pack(
-                            "XAUTOCLAIM", self.stream.keys[shard], consumer.group, consumer.name,
-                            consumer.idle_ms_min, cursor, "COUNT", CLAIM_COUNT,
+                            "XAUTOCLAIM", self.stream.keys[shard], member.group, member.name,
+                            member.idle_ms_min, cursor, "COUNT", CLAIM_COUNT,
                         )
                     ]
                 )  # fmt: skip
@@ -668,7 +433,7 @@ class _Lane:
                 cursor, rows, *deleted = reply
                 rows = [row for row in rows if row is not None]
                 new = [row for row in rows if not self.knows(shard, row[0])]
-                consumer.stats.taken_over += len(new)
+                self.intake.stats.taken_over += len(new)
                 if new:
                     log.info("took over %d entries of %s", len(new), self.stream.keys[shard])
                 await self._take_pending(shard, new)
@@ -681,13 +446,13 @@ class _Lane:
 
     async def _find_lost(self, shard: int) -> None:
         """On Redis 6.2: which of the entries now pending for this consumer are not there."""
-        consumer, key = self.consumer, self.stream.keys[shard]
+        member, key = self.member, self.stream.keys[shard]
         held = self.held[shard]
         (pending,) = await self._exchange(
             [
                 pack(
-                    "XPENDING", key, consumer.group, "-", "+",
-                    len(held) + CLAIM_COUNT, consumer.name,
+                    "XPENDING", key, member.group, "-", "+",
+                    len(held) + CLAIM_COUNT, member.name,
                 )
             ]
         )  # fmt: skip
@@ -702,7 +467,7 @@ class _Lane:
     # --- leaving ---------------------------------------------------------------------------------
 
     async def leave(self) -> None:
-        consumer = self.consumer
+        member = self.member
         acks = self._take_acks()
         if acks:
             await self._flush(acks)
@@ -713,8 +478,8 @@ class _Lane:
                 (rows,) = await self._exchange(
                     [
                         pack(
-                            "XPENDING", key, consumer.group, cursor, "+",
-                            IDS_PER_COMMAND_MAX, consumer.name,
+                            "XPENDING", key, member.group, cursor, "+",
+                            IDS_PER_COMMAND_MAX, member.name,
                         )
                     ]
                 )  # fmt: skip
@@ -727,15 +492,15 @@ class _Lane:
                 (reply,) = await self._exchange(
                     [
                         pack(
-                            "XCLAIM", key, consumer.group, consumer.name, 0, *[r[0] for r in rows],
-                            "IDLE", consumer.idle_ms_min, "JUSTID",
+                            "XCLAIM", key, member.group, member.name, 0, *[r[0] for r in rows],
+                            "IDLE", member.idle_ms_min, "JUSTID",
                         )
                     ]
                 )  # fmt: skip
                 if isinstance(reply, StandpipeError):
                     raise reply
                 cursor = b"(" + rows[-1][0]
-            await self._run("leave", (key,), consumer.group, consumer.name)
+            await self._run("leave", (key,), member.group, member.name)
 
 
 def _entry_order(entry_id: bytes) -> tuple[int, int]:

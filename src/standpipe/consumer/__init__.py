@@ -1,0 +1,10 @@
+"""Consumer: one member of a group; reads, acknowledges, renews and takes over.
+
+consumer.py is the member as a whole, lane.py what happens over one pair of connections (one that
+blocks in reads, one for everything else), intake.py what has arrived and how much more may.
+"""
+
+from standpipe.consumer.consumer import Consumer, default_consumer_name
+from standpipe.consumer.intake import ConsumerStats, Delivery, Undecodable
+
+__all__ = ["Consumer", "ConsumerStats", "Delivery", "Undecodable", "default_consumer_name"]

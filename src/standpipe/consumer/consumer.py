@@ -1,0 +1,173 @@
+"""The consumer itself: one member of a group over all shards, made of its lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final
+
+from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
+from standpipe.consumer.lane import Lane, Member
+from standpipe.errors import ConfigError
+from standpipe.limits import IDLE_MS_MIN, IN_FLIGHT_EVENTS_MAX
+from standpipe.stream import Stream
+
+
+def default_consumer_name() -> str:
+    """A name that no other process has: host, process id and some random digits."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+class Consumer:
+    """One member of a consumer group, over all shards of a stream.
+
+    Args:
+        stream: An open stream.
+        group: The group's name; created where it does not exist.
+        name: This consumer's name, unique among the living ones. One that comes back under its old
+            name begins with what it had pending. Default: unique to this process.
+        start: Where a new group begins: ``"0"`` with everything that is kept, ``"$"`` with what
+            comes after (that silently skips what came before), or an entry ID.
+        idle_ms_min: Entries idle for this long are taken over from their consumer, ms.
+        in_flight_events_max: Events delivered and not yet acknowledged, at most.
+
+    Delivery:
+        At least once. What is delivered stays pending until acknowledged; if this process dies,
+        another member takes it over after ``idle_ms_min``.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        group: str,
+        name: str | None = None,
+        *,
+        start: str = "0",
+        idle_ms_min: int = IDLE_MS_MIN,
+        in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+    ) -> None:
+        if not group or any(c.isspace() for c in group):
+            raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
+        if name is not None and (not name or any(c.isspace() for c in name)):
+            raise ConfigError(f"consumer is {name!r}", hint="Give it a name without spaces.")
+        if idle_ms_min < 1:
+            raise ConfigError(f"idle_ms_min is {idle_ms_min}", hint="It is at least 1 ms.")
+        if in_flight_events_max < 1:
+            raise ConfigError(
+                f"in_flight_events_max is {in_flight_events_max}", hint="It is at least 1."
+            )
+        self.stream: Final = stream
+        self.group: Final = group
+        self.name: Final = name or default_consumer_name()
+        self._member = Member(stream, group, self.name, start, idle_ms_min)
+        self._intake = Intake(in_flight_events_max)
+        self._lanes: list[Lane] = []
+        self._loops: list[asyncio.Task[None]] = []
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def stats(self) -> ConsumerStats:
+        """Counters since the start."""
+        return self._intake.stats
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Create the group where it is missing, connect, and begin to read.
+
+        Raises:
+            ServerError: the server cannot be reached or refuses.
+            WrongTypeError: a shard's key holds something else.
+        """
+        keys = self.stream.keys
+        clustered = self.stream.server.is_cluster
+        groups = [[shard] for shard in range(len(keys))] if clustered else [list(range(len(keys)))]
+        self._lanes = [Lane(self._member, self._intake, shards) for shards in groups]
+        try:
+            for lane in self._lanes:
+                await lane.create_groups()
+        except BaseException:
+            await self.close()
+            raise
+        for lane in self._lanes:
+            self._readers.append(asyncio.create_task(lane.read_loop(), name="standpipe-reader"))
+            self._loops.append(asyncio.create_task(lane.flush_loop(), name="standpipe-flusher"))
+            self._loops.append(asyncio.create_task(lane.keep_loop(), name="standpipe-keeper"))
+
+    async def deliveries(self) -> AsyncIterator[Delivery]:
+        """What arrives, until the consumer is closed or meets an error that no retry mends.
+
+        Raises:
+            StandpipeError: such an error, after what had arrived before it.
+        """
+        while True:
+            yield await self._intake.get()
+
+    async def stop_reading(self) -> None:
+        """Deliver nothing more; what was delivered can still be acknowledged."""
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Send the last acknowledgements, give back what is still held, and leave the group.
+
+        What is given back is marked idle, so that another member takes it at its next sweep. The
+        consumer is removed from the group only where it has nothing pending.
+        """
+        await self.stop_reading()
+        for lane in self._lanes:
+            await lane.leave()
+
+    async def close(self) -> None:
+        """Disconnect. What is held stays pending until it is idle for long enough."""
+        await self.stop_reading()
+        loops, self._loops = self._loops, []
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        for lane in self._lanes:
+            await lane.close()
+        self._lanes = []
+
+    # --- settling --------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Events delivered and not yet settled."""
+        return self._intake.in_flight
+
+    def holds(self, shard: int, entry_id: bytes) -> bool:
+        """Whether an entry is still this consumer's, as far as it knows."""
+        return entry_id in self._lane(shard).held[shard]
+
+    def ack(self, shard: int, ids: Iterable[bytes]) -> None:
+        """Acknowledge entries; leaves with the next read, or within some milliseconds by itself.
+
+        Sent again until the server has answered, or until the entry is another consumer's.
+        """
+        self._lane(shard).ack(shard, ids)
+
+    async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
+        """Acknowledge one entry and keep dead letters of it, in one atomic step.
+
+        Args:
+            shard: The shard's number.
+            entry_id: The entry.
+            letters: Flat ``[name, value, …]`` of each dead letter.
+
+        Delivery: If the process dies here, either both have happened or neither; then the entry is
+            delivered again.
+        """
+        await self._lane(shard).settle(shard, entry_id, letters)
+
+    async def count_attempt(self, shard: int, entry_id: bytes, deliveries: int) -> None:
+        """Write an entry's delivery count to the server, so that it survives this process."""
+        await self._lane(shard).hold(shard, [entry_id], deliveries)
+
+    def _lane(self, shard: int) -> Lane:
+        return self._lanes[shard if len(self._lanes) > 1 else 0]

@@ -1,0 +1,127 @@
+"""What has been delivered to a consumer and is not settled yet, counted and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, NamedTuple
+
+from standpipe.errors import DecodeError, StandpipeError
+from standpipe.event import Batch
+
+
+class Undecodable(NamedTuple):
+    """An entry that no codec reads, as it stands on the server."""
+
+    id: bytes
+    fields: list[bytes]
+    error: DecodeError
+
+
+class Delivery:
+    """Entries of one shard that arrived together.
+
+    ``ids`` are the entry IDs as the server wrote them, parallel to ``batch.entries``.
+    ``deliveries`` has the delivery count of those that were delivered before; others have 1.
+    """
+
+    __slots__ = ("batch", "deliveries", "ids", "shard", "undecodable")
+
+    def __init__(
+        self,
+        shard: int,
+        batch: Batch,
+        ids: list[bytes],
+        deliveries: dict[bytes, int],
+        undecodable: list[Undecodable],
+    ) -> None:
+        self.shard = shard
+        self.batch = batch
+        self.ids = ids
+        self.deliveries = deliveries
+        self.undecodable = undecodable
+
+
+class ConsumerStats:
+    """Counters of one consumer, since it was started."""
+
+    __slots__ = (
+        "acknowledged",
+        "events",
+        "groups_created",
+        "lost",
+        "read",
+        "taken_from_us",
+        "taken_over",
+    )
+
+    def __init__(self) -> None:
+        self.read = 0
+        """Entries delivered, taken over ones included."""
+        self.events = 0
+        """Events in them."""
+        self.acknowledged = 0
+        """Entries whose acknowledgement the server has confirmed."""
+        self.taken_over = 0
+        """Entries that another consumer had left idle."""
+        self.taken_from_us = 0
+        """Entries that another consumer took over while this one held them."""
+        self.lost = 0
+        """Entries deleted from the stream while they were pending."""
+        self.groups_created = 0
+        """Groups created, or created again after the server lost them."""
+
+    def __repr__(self) -> str:
+        return f"ConsumerStats({', '.join(f'{n}={getattr(self, n)}' for n in self.__slots__)})"
+
+
+class Intake:
+    """Where the lanes put what arrives, and how much more may come.
+
+    Args:
+        events_max: Events delivered and not settled, at most.
+    """
+
+    def __init__(self, events_max: int) -> None:
+        self.stats: Final = ConsumerStats()
+        self.in_flight = 0
+        """Events delivered and not yet settled."""
+        self._events_max = events_max
+        self._room = asyncio.Event()
+        self._arrived: asyncio.Queue[Delivery | StandpipeError] = asyncio.Queue()
+
+    async def wait_for_room(self) -> int:
+        """Wait for room; return how many events may be asked for.
+
+        At most half of the limit, so that the other half is worked on meanwhile.
+        """
+        while self.in_flight >= self._events_max:
+            self._room.clear()
+            await self._room.wait()
+        return min(self._events_max - self.in_flight, (self._events_max + 1) // 2)
+
+    def put(self, delivery: Delivery) -> None:
+        """Something has arrived."""
+        self.stats.read += len(delivery.ids) + len(delivery.undecodable)
+        self.stats.events += len(delivery.batch)
+        self.in_flight += len(delivery.batch) + len(delivery.undecodable)
+        self._arrived.put_nowait(delivery)
+
+    def fail(self, error: StandpipeError) -> None:
+        """Nothing more will arrive, for a reason that no retry mends."""
+        self._arrived.put_nowait(error)
+
+    async def get(self) -> Delivery:
+        """The next delivery.
+
+        Raises:
+            StandpipeError: what :meth:`fail` was given, after all that had arrived before it.
+        """
+        found = await self._arrived.get()
+        if isinstance(found, StandpipeError):
+            raise found
+        return found
+
+    def release(self, events: int) -> None:
+        """So many events are settled, or have become another consumer's."""
+        self.in_flight -= events
+        self._room.set()
