@@ -38,7 +38,7 @@ class Reader:
             text, ``-`` for the oldest entry, ``$`` for what comes from now on. Times are those at
             which the server added the entry; an event's own time may be earlier.
         end: Where to stop, inclusive; None or ``$``: at what is there when the reader gets to the
-            end. An entry ID without an index means the whole entry.
+            end. An EventId is one event; the text of an entry ID without an index the whole entry.
         follow: Go on with what is added later, until the iteration is left.
 
     Raises:

@@ -153,13 +153,14 @@ class Stream:
             ConfigError: the server's definition differs from what this process asked for.
             ServerError: the server cannot be reached or refuses.
 
-        Cost: GET, and SET NX once in a stream's life; one or two round trips.
+        Cost: GET; once in a stream's life also EXISTS, SET NX and another GET.
         """
         if self._definition is not None:
             return self
         key = definition_key(self.name)
         raw: bytes | None = await self.server.call("GET", key, key=key)
         if raw is None and self._asked:
+            await self._require_unused()
             wanted = msgspec.json.encode(Definition(**self._asked))
             # NX: of two processes that begin at once one wins, and the other compares itself to it.
             await self.server.call("SET", key, wanted, "NX", key=key)
@@ -178,6 +179,15 @@ class Stream:
         self._definition = found
         self._keys = shard_keys(self.name, found.shards)
         return self
+
+    async def _require_unused(self) -> None:
+        """Refuse to lay several shards beside entries that stand under the name itself."""
+        shards = self._asked.get("shards", 1)
+        if shards > 1 and await self.server.call("EXISTS", self.name, key=self.name):
+            raise ConfigError(
+                f"stream {self.name!r} is there with one shard, {shards} were asked",
+                hint="Leave shards out to use it as it is, or choose another name.",
+            )
 
     def _read(self, raw: bytes | None) -> Definition:
         if raw is None:

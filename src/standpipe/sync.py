@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final
 
+import anyio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from standpipe.errors import ConfigError
@@ -44,6 +45,7 @@ class Stream:
     ) -> None:
         self._options: Final = (name, url, dict(stream), dict(producer or {}))
         self._portal: BlockingPortal | None = None
+        self._readings: set[_Reading] = set()
         self._stack = ExitStack()
         self._stream: AsyncStream | None = None
         self._producer: Producer | None = None
@@ -70,7 +72,10 @@ class Stream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._portal = None
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            while self._readings:
+                portal.call(self._readings.pop().close)
         self._stack.__exit__(kind, error, trace)
 
     def _running(self) -> tuple[BlockingPortal, AsyncStream, Producer]:
@@ -117,19 +122,25 @@ class Stream:
     ) -> Iterator[Batch]:
         """The same as batches: with event IDs, or as tables."""
         portal, stream, _ = self._running()
-
-        async def begin() -> Any:
-            return Reader(stream, start=start, end=end, follow=follow).batches()
-
-        batches = portal.call(begin)
+        reading = _Reading(Reader(stream, start=start, end=end, follow=follow))
+        self._readings.add(reading)
         try:
             while True:
+                following = portal.start_task_soon(reading.advance)
                 try:
-                    yield portal.call(batches.__anext__)
-                except StopAsyncIteration:
+                    batch = following.result()
+                except BaseException:
+                    # Ctrl-C ends the wait here; the one over there has to end as well.
+                    following.cancel()
+                    raise
+                if batch is None:
                     return
+                yield batch
         finally:
-            portal.call(batches.aclose)
+            # After the stream's end it is closed, and the portal gone.
+            if reading in self._readings:
+                self._readings.discard(reading)
+                portal.call(reading.close)
 
     def work(self, group: str, handler: Callable[..., Any], **options: Any) -> None:
         """Run a handler of single events as a worker until interrupted (Ctrl-C drains).
@@ -153,3 +164,21 @@ class Stream:
         except KeyboardInterrupt:
             portal.call(worker.stop)
             running.result()
+
+
+class _Reading:
+    """One iteration over a reader, in the background thread."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._batches = reader.batches()
+        self._turn = anyio.Lock()
+
+    async def advance(self) -> Batch | None:
+        """The next batch; None at the end."""
+        async with self._turn:
+            return await anext(self._batches, None)
+
+    async def close(self) -> None:
+        # A step that was cancelled has to be over, or the generator cannot be closed.
+        async with self._turn:
+            await self._batches.aclose()

@@ -69,6 +69,9 @@ class Lane:
         self._read_link: Link | None = None
         self._control_link: Link | None = None
         self._control = asyncio.Lock()
+        self._pending = asyncio.Lock()
+        """Held from asking for pending entries until they are known here: the reader, which asks
+        for its own, must not meet what a sweep has just made its own."""
         self._events_per_entry = float(EVENTS_PER_ENTRY_GUESS)
         self._layout = member.stream.definition.layout
 
@@ -187,16 +190,16 @@ class Lane:
             "XREADGROUP", "GROUP", member.group, member.name, "COUNT", READ_COUNT,
             "STREAMS", *keys, *old.values(),
         )  # fmt: skip
-        found: _Rows = await self._read_with_acks(read, 0) or {}
-        for key in keys:
-            rows = found.get(key.encode(), [])
-            if not rows:
-                del old[key]
-                continue
-            old[key] = rows[-1][0]
-            shard = self.stream.keys.index(key)
-            new = [row for row in rows if not self.knows(shard, row[0])]
-            await self._take_pending(shard, new)
+        async with self._pending:
+            found: _Rows = await self._read_with_acks(read, 0) or {}
+            for key in keys:
+                rows = found.get(key.encode(), [])
+                if not rows:
+                    del old[key]
+                    continue
+                old[key] = rows[-1][0]
+                shard = self.stream.keys.index(key)
+                await self._take_pending(shard, self._unknown(shard, rows))
 
     async def _take_pending(self, shard: int, rows: list[Any]) -> None:
         """Deliver entries that were delivered before, with their counts; clear the deleted ones."""
@@ -272,6 +275,9 @@ class Lane:
 
     def knows(self, shard: int, entry_id: bytes) -> bool:
         return entry_id in self.held[shard] or entry_id in self._acking[shard]
+
+    def _unknown(self, shard: int, rows: list[Any]) -> list[Any]:
+        return [row for row in rows if not self.knows(shard, row[0])]
 
     def ack(self, shard: int, ids: Iterable[bytes]) -> None:
         held = self.held[shard]
@@ -413,36 +419,42 @@ class Lane:
 
     async def _sweep(self) -> None:
         """Take over what has been idle for too long, to the end of each shard's pending list."""
-        member = self.member
         for shard in self.shards:
             cursor = b"0-0"
             while True:
                 await self.intake.wait_for_room()
-                (reply,) = await self._exchange(
-                    [
-                        pack(
-                            "XAUTOCLAIM", self.stream.keys[shard], member.group, member.name,
-                            member.idle_ms_min, cursor, "COUNT", CLAIM_COUNT,
-                        )
-                    ]
-                )  # fmt: skip
-                if isinstance(reply, StandpipeError):
-                    raise reply
-                # Redis 6.2 has null in the place of an entry that was deleted; later versions
-                # name it in a third part and have taken it off the list already.
-                cursor, rows, *deleted = reply
-                rows = [row for row in rows if row is not None]
-                new = [row for row in rows if not self.knows(shard, row[0])]
-                self.intake.stats.taken_over += len(new)
-                if new:
-                    log.info("took over %d entries of %s", len(new), self.stream.keys[shard])
-                await self._take_pending(shard, new)
-                if deleted and deleted[0]:
-                    await self._clear_lost(shard, deleted[0])
-                if len(rows) < len(reply[1]):
-                    await self._find_lost(shard)
+                async with self._pending:
+                    cursor = await self._claim(shard, cursor)
                 if cursor == b"0-0":
                     break
+
+    async def _claim(self, shard: int, cursor: bytes) -> bytes:
+        """One page of a sweep; returns where the next one begins."""
+        member = self.member
+        (reply,) = await self._exchange(
+            [
+                pack(
+                    "XAUTOCLAIM", self.stream.keys[shard], member.group, member.name,
+                    member.idle_ms_min, cursor, "COUNT", CLAIM_COUNT,
+                )
+            ]
+        )  # fmt: skip
+        if isinstance(reply, StandpipeError):
+            raise reply
+        # Redis 6.2 has null in the place of an entry that was deleted; later versions name it in a
+        # third part and have taken it off the list already.
+        following, found, *deleted = reply
+        rows = [row for row in found if row is not None]
+        new = self._unknown(shard, rows)
+        if new:
+            self.intake.stats.taken_over += len(new)
+            log.info("took over %d entries of %s", len(new), self.stream.keys[shard])
+            await self._take_pending(shard, new)
+        if deleted and deleted[0]:
+            await self._clear_lost(shard, deleted[0])
+        if len(rows) < len(found):
+            await self._find_lost(shard)
+        return following
 
     async def _find_lost(self, shard: int) -> None:
         """On Redis 6.2: which of the entries now pending for this consumer are not there."""
