@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast, overlo
 import msgspec
 
 from standpipe.clock import now_ms, parse_time
-from standpipe.errors import ConfigError, EventError, FieldError
+from standpipe.errors import ConfigError, DecodeError, EventError, FieldError
 from standpipe.limits import (
     FIELDS_PER_EVENT_MAX,
     INTEGER_MAX,
@@ -232,14 +232,20 @@ class Batch(Sequence[Event]):
         an event does not have is null.
 
         Raises:
-            DecodeError: as :attr:`events`.
+            DecodeError: as :attr:`events`; or a field is a number in one entry, text in another.
         """
         import pyarrow as pa
 
         tables = [entry.table() for entry in self.entries]
         if len(tables) == 1:
             return tables[0]
-        return pa.concat_tables(tables, promote_options="permissive")
+        try:
+            return pa.concat_tables(tables, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DecodeError(
+                f"the entries of this batch do not fit into one table: {error}",
+                hint="Use batch.events, or give the stream a schema that says the fields' types.",
+            ) from None
 
     def __len__(self) -> int:
         return self._length

@@ -46,7 +46,7 @@ TIME_MS_MAX: Final = 253_402_300_799_999
 INPUT_CHUNK_BYTES: Final = 64 * 1024
 """Bytes of a file or of standard input that are read, parsed and sent together: about a thousand
 lines, enough that the cost per call vanishes. With 256 KiB CSV takes a third longer per event,
-since the events of a chunk no longer stay in the processor's cache. A pipe of Linux holds as much."""
+since the events of a chunk no longer stay in the processor's cache. A Linux pipe holds as much."""
 
 INPUT_CHUNK_ROWS: Final = 4_096
 """Rows of a Parquet file that are turned into events together."""

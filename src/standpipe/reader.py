@@ -107,7 +107,7 @@ class Reader:
     # --- between two points ----------------------------------------------------------------------
 
     async def _merged(self, last: dict[int, bytes]) -> AsyncGenerator[Batch, None]:
-        """Pages of all shards, merged by entry ID; ``last`` takes the last ID that each has shown."""
+        """Pages of all shards, merged by entry ID; ``last`` takes the last ID of each."""
         pages: dict[int, deque[Any]] = {}
         heads: list[tuple[tuple[int, int], int]] = []
 

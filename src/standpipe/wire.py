@@ -210,7 +210,7 @@ class Link:
         return self._connection.is_connected
 
     async def is_usable(self) -> bool:
-        """Whether it is open and, with nothing under way, the server has not closed it meanwhile."""
+        """Whether it is open and, with nothing under way, not closed by the server meanwhile."""
         if not self.is_open:
             return False
         try:

@@ -93,7 +93,7 @@ class Lane:
             await asyncio.sleep(wait_ms / 1000)
 
     def _collect(self) -> list[tuple[Shard, Block]]:
-        """The blocks of the next write: one of each shard in turn, oldest first, till it is full."""
+        """The blocks of the next write: one of each shard in turn, oldest first, till full."""
         room = WRITE_BYTES_MAX
         found: list[tuple[Shard, Block]] = []
         for row in zip_longest(*(shard.queue for shard in self._shards)):
