@@ -126,13 +126,7 @@ class Stream:
         self._readings.add(reading)
         try:
             while True:
-                following = portal.start_task_soon(reading.advance)
-                try:
-                    batch = following.result()
-                except BaseException:
-                    # Ctrl-C ends the wait here; the one over there has to end as well.
-                    following.cancel()
-                    raise
+                batch = portal.call(reading.advance)
                 if batch is None:
                     return
                 yield batch
@@ -172,13 +166,20 @@ class _Reading:
     def __init__(self, reader: Reader) -> None:
         self._batches = reader.batches()
         self._turn = anyio.Lock()
+        self._step: anyio.CancelScope | None = None
 
     async def advance(self) -> Batch | None:
         """The next batch; None at the end."""
-        async with self._turn:
-            return await anext(self._batches, None)
+        # The scope comes first: what waits for its turn can be cancelled, too.
+        with anyio.CancelScope() as self._step:
+            async with self._turn:
+                return await anext(self._batches, None)
+        return None
 
     async def close(self) -> None:
-        # A step that was cancelled has to be over, or the generator cannot be closed.
+        # After Ctrl-C the step is still waiting here. It has to be over before the generator can be
+        # closed.
+        if self._step is not None:
+            self._step.cancel()
         async with self._turn:
             await self._batches.aclose()

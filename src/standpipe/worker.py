@@ -21,7 +21,7 @@ import msgspec
 from standpipe.clock import now_ms, parse_duration
 from standpipe.consumer import Consumer, Delivery
 from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
-from standpipe.event import Batch, Event, EventId
+from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
     CONCURRENCY,
     DELIVERIES_MAX,
@@ -330,35 +330,35 @@ class Worker:
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             alone = Batch([entry], stream=batch.stream, shard=shard)
             deliveries = counts.get(open_entry.id, 1)
-            if on_takeover(deliveries, self._deliveries_max) == "dead":
-                reason = f"delivered {deliveries} times and never finished: its workers died of it"
-                await self._bury(alone, [open_entry], alone.ids[0], deliveries, reason, None)
-            else:
+            if on_takeover(deliveries, self._deliveries_max) == "retry" or _decode_error(entry):
                 await self._queue(alone, [open_entry], deliveries)
+            else:
+                reason = f"delivered {deliveries} times and never finished: its workers died of it"
+                await self._bury(alone, [open_entry], entry.id, deliveries, reason, None)
 
     async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
+        if empty := [entry for entry in opened if not entry.left]:
+            await self._settle(empty, [0] * len(empty))
+            if not len(batch):
+                return
+        if self._is_batch:
+            # Not decoded here: a handler that takes tables needs no events.
+            self._calls.put_nowait(_Call(batch, opened, batch.entries[0].id, deliveries))
+            return
         try:
-            # Decoded here and once: a payload that is not what its header says has to be found
-            # before a handler sees half of it.
             events = batch.events
         except DecodeError:
             await self._queue_decodable(batch, opened, deliveries)
             return
-        if not events:
-            await self._settle(opened, [0] * len(opened))
-        elif self._is_batch:
-            self._calls.put_nowait(_Call(batch, opened, batch.ids[0], deliveries))
-        else:
-            owners = [o for o in opened for _ in range(o.left)]
-            for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
-                self._calls.put_nowait(_Call(event, [owner], event_id, deliveries))
+        owners = [o for o in opened for _ in range(o.left)]
+        for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
+            self._calls.put_nowait(_Call(event, [owner], event_id, deliveries))
 
     async def _queue_decodable(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+        """Queue the entries that can be decoded, each alone; bury the others."""
         for entry, open_entry in zip(batch.entries, opened, strict=True):
-            try:
-                entry.events()
-            except DecodeError as error:
+            if error := _decode_error(entry):
                 open_entry.left = 1
                 await self._bury_raw(open_entry, entry.fields, error)
             else:
@@ -460,6 +460,13 @@ class Worker:
         if isinstance(error, Reject):
             await self._give_up(call, error.reason, None)
             return
+        if isinstance(error, DecodeError) and isinstance(call.argument, Batch):
+            entries = call.argument.entries
+            # It met an entry that is not what its header says. One that stands alone and can be
+            # decoded is no such entry: then the handler has a reason of its own.
+            if any(map(_decode_error, entries)) or len(entries) > 1:
+                await self._queue_decodable(call.argument, call.opened, call.deliveries)
+                return
         reason = f"{type(error).__name__}: {error}"
         if after_failure(call.deliveries, self._deliveries_max) == "dead":
             await self._give_up(call, reason, error)
@@ -507,7 +514,7 @@ class Worker:
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            half = _Call(part, opened, part.ids[0], call.deliveries)
+            half = _Call(part, opened, part.entries[0].id, call.deliveries)
             if self._is_async:
                 await self._call(half)
             else:
@@ -566,6 +573,14 @@ class Worker:
             "at": str(now_ms()),
         }
         return [part.encode() for pair in pairs.items() for part in pair]
+
+
+def _decode_error(entry: Entry) -> DecodeError | None:
+    try:
+        entry.events()
+    except DecodeError as error:
+        return error
+    return None
 
 
 def _counts(argument: Batch | Event) -> list[int]:

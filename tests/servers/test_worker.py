@@ -389,6 +389,50 @@ async def test_what_no_codec_reads_is_kept_as_it_is(stream: Stream, server: Test
     assert await settled(stream)
 
 
+async def test_what_no_codec_reads_is_kept_after_a_takeover(
+    stream: Stream, server: TestServer
+) -> None:
+    """An undecodable entry that was delivered too often is a dead letter with its raw fields."""
+    server.command("XADD", stream.name, "*", "c", "rows1", "n", "5", "d", b"\x93garbage")
+    server.cli("XGROUP", "CREATE", stream.name, "g", "0")
+    rows = server.command("XREADGROUP", "GROUP", "g", "dead", "STREAMS", stream.name, ">")
+    claim = ("XCLAIM", stream.name, "g", "dead", 0, rows[0][1][0][0])
+    server.command(*claim, "IDLE", 60_000, "RETRYCOUNT", 99, "JUSTID")
+    worker = Worker(stream, "g")
+    worker.batch(lambda batch: batch.events)
+    async with running(worker):
+        await eventually(lambda: worker.stats.dead == 1)
+    (letter,) = await letters(stream)
+    assert msgspec.msgpack.decode(letter["raw"])[4:] == [b"d", b"\x93garbage"]
+    assert await settled(stream)
+
+
+async def test_an_empty_block_holds_up_nothing(stream: Stream, server: TestServer) -> None:
+    """A block of no events is acknowledged, and so are those around it."""
+    server.command("XADD", stream.name, "*", "c", "rows1", "n", "0", "d", b"\x90")
+    await send(stream, make_events(2))
+    server.command("XADD", stream.name, "*", "c", "rows1", "n", "0", "d", b"\x90")
+    for group in ("each", "batch"):
+        worker = Worker(stream, group)
+        (worker.each if group == "each" else worker.batch)(lambda given: None)
+        async with running(worker):
+            await eventually(lambda w=worker: w.stats.handled == 2)
+            await eventually(lambda group=group: settled(stream, group))
+
+
+async def test_tables_of_entries_that_differ(stream: Stream) -> None:
+    """Where a batch does not fit into one table, its entries come alone, and none is lost."""
+    for n, value in enumerate((1, "text", 2.5)):
+        await send(stream, [Event("m", TIME + n, {"x": value})], "plain")
+    seen: list[Any] = []
+    worker = Worker(stream, "g")
+    worker.batch(lambda batch: seen.extend(batch.table().column("x").to_pylist()))
+    async with running(worker):
+        await eventually(lambda: len(seen) == 3)
+    assert sorted(map(str, seen)) == ["1", "2.5", "text"]
+    assert worker.stats.dead == 0
+
+
 async def test_attempts_survive_the_worker(stream: Stream) -> None:
     """The count of failed attempts is kept on the server: the next worker goes on counting."""
     await send(stream, make_events(1))

