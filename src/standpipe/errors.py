@@ -231,6 +231,7 @@ class SequenceError(ProducerError):
     """The server is missing an earlier block of this producer; that one is sent again first."""
 
     retryable = True
+    default_hint = "It is sent again by itself, behind the one that is missing; nothing to do."
 
 
 # --- the server and the way to it ----------------------------------------------------------------

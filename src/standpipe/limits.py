@@ -94,7 +94,7 @@ SEND_DEADLINE_MS: Final = 120_000
 
 RETRY_MS_MIN: Final = 20
 RETRY_MS_MAX: Final = 2_000
-"""Backoff between tries: full jitter, doubling from the first to the second."""
+"""Backoff between tries: doubling from the first to the second, half of it jitter."""
 
 # --- connections ---------------------------------------------------------------------------------
 

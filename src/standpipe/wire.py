@@ -344,7 +344,8 @@ def parse_address(url: str) -> Address:
     scheme = parts.scheme.lower().replace("valkeys", "rediss").replace("valkey", "redis")
     base, _, kind = scheme.partition("+")
     shown = mask_password(url)
-    if base not in ("redis", "rediss", "unix") or kind not in ("", "sentinel", "cluster"):
+    kinds = ("",) if base == "unix" else ("", "sentinel", "cluster")
+    if base not in ("redis", "rediss", "unix") or kind not in kinds:
         raise ConfigError(
             f"URL {shown!r} has the scheme {parts.scheme!r}, not one of {_SCHEMES}", hint=_URL_HINT
         )
@@ -391,7 +392,8 @@ def _host(text: str, shown: str, kind: str) -> tuple[str, int]:
 
 def mask_password(url: str) -> str:
     """The URL with ``***`` for its password, wherever it stands."""
-    masked = re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+    # To the last @: a password that should have been percent-encoded may hold any character.
+    masked = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"([?&](?:password|ssl_password)=)[^&]*", r"\1***", masked)
 
 

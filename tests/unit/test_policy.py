@@ -1,11 +1,19 @@
-"""When to try again, how long to wait, when to give up."""
+"""When something is tried again and when it is given up."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from standpipe.limits import RETRY_AFTER_MS, RETRY_AFTER_MS_MAX, RETRY_MS_MAX, RETRY_MS_MIN
+from standpipe.limits import (
+    IDLE_MS_MIN,
+    RENEWALS_PER_IDLE,
+    RETRY_AFTER_MS,
+    RETRY_AFTER_MS_MAX,
+    RETRY_MS_MAX,
+    RETRY_MS_MIN,
+)
 from standpipe.policy import (
     after_failure,
     backoff_ms,
@@ -15,38 +23,57 @@ from standpipe.policy import (
 )
 
 
-@given(st.integers(1, 10**9), st.floats(0, 1, exclude_max=True))
-def test_backoff_stays_within_its_limits(attempt: int, drawn: float) -> None:
-    """Whatever the attempt, a wait is at least half of the first and at most the longest."""
-    wait = backoff_ms(attempt, draw=lambda: drawn)
-    assert RETRY_MS_MIN / 2 <= wait <= RETRY_MS_MAX
-    wait = handler_backoff_ms(attempt, draw=lambda: drawn)
-    assert RETRY_AFTER_MS / 2 <= wait <= RETRY_AFTER_MS_MAX
+def test_backoff_doubles_to_its_limit() -> None:
+    """Without jitter's part each wait is twice the last, until the longest is reached."""
+    waits = [
+        backoff_ms(attempt, ms_min=20, ms_max=2_000, draw=lambda: 1) for attempt in range(1, 10)
+    ]
+    assert waits == [20, 40, 80, 160, 320, 640, 1_280, 2_000, 2_000]
 
 
-def test_backoff_doubles_up_to_the_longest() -> None:
-    """Without jitter the waits double until the longest is reached, and stay there."""
-    waits = [backoff_ms(n, ms_min=10, ms_max=100, draw=lambda: 1.0) for n in range(1, 7)]
-    assert waits == [10, 20, 40, 80, 100, 100]
+@given(attempt=st.integers(1, 10**6), draw=st.floats(0, 1, exclude_max=True))
+def test_backoff_is_between_half_and_whole(attempt: int, draw: float) -> None:
+    """Half of a wait is jitter: it is never none, never above the limit, and costs nothing to
+    compute after however long an outage."""
+    whole = backoff_ms(attempt, draw=lambda: 1)
+    assert RETRY_MS_MIN <= whole <= RETRY_MS_MAX
+    assert whole // 2 <= backoff_ms(attempt, draw=lambda: draw) <= whole
 
 
-def test_jitter_spreads_half_of_the_wait() -> None:
-    """Jitter takes away up to half of a wait, so clients that failed together part."""
-    assert backoff_ms(1, ms_min=100, draw=lambda: 0.0) == 50
-    assert backoff_ms(1, ms_min=100, draw=lambda: 0.5) == 75
+def test_backoff_spreads() -> None:
+    """Those who failed together do not come back together."""
+    assert len({backoff_ms(8) for _ in range(100)}) > 20
 
 
-def test_an_event_is_tried_as_often_as_allowed() -> None:
-    """A failing event is tried up to the limit, the last one included, and not once more."""
-    assert [after_failure(n, 3) for n in (1, 2, 3, 4)] == ["retry", "retry", "dead", "dead"]
+def test_handlers_wait_longer() -> None:
+    """A failing handler is given more time than a failing connection."""
+    assert handler_backoff_ms(1, draw=lambda: 0) == RETRY_AFTER_MS // 2
+    assert handler_backoff_ms(50, draw=lambda: 1) == RETRY_AFTER_MS_MAX
 
 
-def test_a_takeover_gives_one_delivery_less() -> None:
-    """An entry that its workers left is handed out up to the limit, then given up unhandled."""
-    assert [on_takeover(n, 3) for n in (2, 3, 4)] == ["retry", "retry", "dead"]
+@pytest.mark.parametrize("deliveries_max", [1, 5])
+def test_failing_event_is_given_up(deliveries_max: int) -> None:
+    """An event whose handler fails is handled just so often as it is allowed to be delivered."""
+    verdicts = [after_failure(n, deliveries_max) for n in range(1, deliveries_max + 2)]
+    assert verdicts == ["retry"] * (deliveries_max - 1) + ["dead"] * 2
 
 
-def test_renewal_is_well_within_the_idle_time() -> None:
-    """A live worker renews so often that missing it twice does no harm."""
-    assert renew_every_ms(30_000, 3) == 10_000
-    assert renew_every_ms(1, 3) == 1
+@pytest.mark.parametrize("deliveries_max", [1, 5])
+def test_entry_that_kills_its_workers_is_given_up(deliveries_max: int) -> None:
+    """An entry that has been begun as often as it may, and never reported, is not begun again."""
+    verdicts = [on_takeover(n, deliveries_max) for n in range(1, deliveries_max + 2)]
+    assert verdicts == ["retry"] * deliveries_max + ["dead"]
+
+
+@given(idle_ms=st.integers(1, 10**9), renewals=st.integers(1, 100))
+def test_renewing_in_time(idle_ms: int, renewals: int) -> None:
+    """What is held is renewed so often within the idle time as was asked, and never without a
+    pause."""
+    every = renew_every_ms(idle_ms, renewals)
+    assert every >= 1
+    assert every == 1 or every * renewals <= idle_ms
+
+
+def test_renewals_may_fail() -> None:
+    """By default two renewals may fail before a live worker is taken for dead."""
+    assert 3 * renew_every_ms(IDLE_MS_MIN, RENEWALS_PER_IDLE) <= IDLE_MS_MIN

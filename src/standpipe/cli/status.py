@@ -42,6 +42,8 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
 
 
 def _print(status: StreamStatus) -> None:
+    import sys
+
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -61,10 +63,11 @@ def _print(status: StreamStatus) -> None:
         for name in names:
             table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")
 
-    console = Console()
+    # Into a file or a pipe a line is as long as it has to be.
+    console = Console(width=None if sys.stdout.isatty() else 200)
     style: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
     shards = Table(title=f"{status.name} on {status.url}", **style)
-    add_columns(shards, "shard", "key", "entries", "oldest", "newest", "memory", "dead letters")
+    add_columns(shards, "shard", "key", "entries", "oldest", "newest", "memory", "dead")
     groups = Table(title="groups", **style)
     add_columns(groups, "group", "shard", "lag", "pending", "oldest pending", "consumers")
     for shard in status.shards:

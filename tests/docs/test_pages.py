@@ -1,0 +1,180 @@
+"""The documentation says what the code does: commands, settings, errors, links, examples."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from standpipe import config, errors
+from standpipe.cli import app
+from tests.servers.fleet import TestServer
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def _all_errors(kind: type[errors.StandpipeError]) -> list[type[errors.StandpipeError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in _all_errors(child))]
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    """docs/settings.md, errors.md and commands.md are what the code says now."""
+    line = [sys.executable, str(ROOT / "scripts" / "pages.py"), "--check"]
+    done = subprocess.run(line, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}; run `make docs`"
+
+
+def test_every_setting_has_a_flag_that_some_command_takes() -> None:
+    """A setting's flag, as documented, is really an option of a command or of all of them."""
+    text = (ROOT / "docs" / "commands.md").read_text()
+    missing = [row.flag for row in config.describe() if f"{row.flag} " not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", _all_errors(errors.StandpipeError))
+def test_every_error_stands_in_the_tree(kind: type[errors.StandpipeError]) -> None:
+    """The tree on top of errors.py is complete, and says which errors are retryable."""
+    tree = (errors.__doc__ or "").splitlines()
+    (line,) = [
+        each for each in tree if re.search(rf"[─ ]{kind.__name__}\b|^{kind.__name__}$", each)
+    ]
+    if not kind.__subclasses__():
+        assert line.rstrip().endswith("retryable") == kind.retryable, line
+
+
+def test_every_concrete_error_has_a_hint() -> None:
+    """An error that a user can meet names a way out, by itself or where it is raised."""
+    said_where_raised = {"ReplyError", "ServerExitedError", "MissingExtraError", "ConfigError"}
+    leaves = [kind for kind in _all_errors(errors.StandpipeError) if not kind.__subclasses__()]
+    silent = {kind.__name__ for kind in leaves if not kind.default_hint and not kind.retryable}
+    assert silent - said_where_raised == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A relative link in the documentation leads to a file that is there."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    """`standpipe something` in the documentation is a command that there is."""
+    known = {command.name for command in app.registered_commands}
+    # Inside code alone: prose says "standpipe" of the thing. Commands to come are marked so.
+    code = re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), flags=re.DOTALL)
+    used = {
+        word
+        for piece in code
+        for word in re.findall(r"(?:^|[`$(|&;] *|\n)standpipe ([a-z]+)", piece)
+    }
+    assert used - known == set()
+
+
+def test_every_file_that_the_manual_table_names_is_there() -> None:
+    """A test that docs/manual.md names as holding a section exists."""
+    text = (ROOT / "docs" / "manual.md").read_text()
+    named = set(re.findall(r"`(test_\w+\.py)`", text))
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert named - there == set()
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+def _run_example(name: str, server: TestServer) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+        env=os.environ | {"STANDPIPE_URL": server.url},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def fresh(server: TestServer) -> TestServer:
+    """A server without the streams that the examples use."""
+    for name in ("power_grid_stream", "pump_stream"):
+        server.command("UNLINK", name, f"{{{name}}}:definition")
+    return server
+
+
+def test_the_quickstart_runs(fresh: TestServer) -> None:
+    """examples/quickstart.py sends ten events and handles ten."""
+    out = _run_example("quickstart.py", fresh)
+    assert out.startswith("acknowledged as ")
+    assert len(re.findall(r"^\d+-\d+/\d+  inverter-\d: [\d.]+ V$", out, flags=re.MULTILINE)) == 10
+
+
+def test_the_notebook_example_runs(fresh: TestServer) -> None:
+    """examples/notebook.py sends an event and a table without async and reads both."""
+    out = _run_example("notebook.py", fresh)
+    assert "'key': 'pump-2'" in out
+    assert "'flow_m3s': None" in out
+
+
+def test_the_readme_program_runs(fresh: TestServer, tmp_path: Path) -> None:
+    """The README's program, as it stands there, sends an event and handles it."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = program.replace("redis://127.0.0.1:6390", fresh.url)
+    # The worker of the README runs for ever; here it stops after the event.
+    assert "print(event.key, event.fields)" in program
+    program = program.replace(
+        "print(event.key, event.fields)",
+        "print(event.key, event.fields)\n            worker.stop()",
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "acknowledged as " in done.stdout
+    assert "inverter-7 {'volts': 230.5, 'amps': 1.2}" in done.stdout
+
+
+def test_the_handlers_example_stores_once(fresh: TestServer, tmp_path: Path) -> None:
+    """examples/handlers.py keeps each event once, even when it is delivered twice."""
+    import sqlite3
+
+    sys.path.insert(0, str(ROOT))
+    try:
+        from examples import handlers
+    finally:
+        sys.path.remove(str(ROOT))
+    from standpipe.codec import PlainLayout, decode_entry
+    from standpipe.event import Batch, EventId
+    from standpipe.worker import Context, Reject
+
+    fields = [b"key", b"m1", b"volts", b"260.5"]
+    batch = Batch([decode_entry(b"1700000000000-0", fields, PlainLayout())])
+    context = Context("s", 0, "g", EventId(1_700_000_000_000, 0), 1)
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        handlers.store(batch, context)
+        handlers.store(batch, context)
+        database = sqlite3.connect("readings.db")
+        rows = database.execute("SELECT id, key FROM reading").fetchall()
+        database.close()
+    finally:
+        os.chdir(before)
+    assert rows == [("0:1700000000000-0/0", "m1")]
+    handlers.alarm(batch.events[0], context)
+    wrong = decode_entry(b"1700000000000-0", [b"key", b"m1", b"volts", b"high"], PlainLayout())
+    with pytest.raises(Reject, match="volts is 'high'"):
+        handlers.alarm(wrong.events()[0], context)

@@ -1,0 +1,151 @@
+"""A TCP proxy that fails on purpose, in the ways in which networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+FAULTS = ("lost reply", "half a reply", "half a request", "late reply")
+"""What can be done to a write.
+
+* ``lost reply``: the server executes it, and the connection is cut before its reply arrives.
+* ``half a reply``: cut in the middle of the reply.
+* ``half a request``: cut in the middle of the request.
+* ``late reply``: the reply is held back for ``late_ms``, longer than the client waits.
+"""
+
+
+class Proxy:
+    """Stands between a client and the server on a port; use it as an async context manager.
+
+    Args:
+        port: The server's.
+        seed: Of the choice among the faults, so that a run can be repeated.
+        faults: Those to choose from.
+        every: Of so many writes one fails; 0: none does.
+        late_ms: How long a late reply is held back.
+
+    Only writes, that is requests which run a script, are tampered with: a connection can always be
+    made.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        seed: int = 0,
+        faults: Sequence[str] = FAULTS,
+        every: int = 0,
+        late_ms: int = 0,
+    ) -> None:
+        self.every = every
+        self.done: Counter[str] = Counter()
+        """How often each fault was done."""
+        self._target = port
+        self._chance = random.Random(seed)
+        self._faults = faults
+        self._late_ms = late_ms
+        self._writes = 0
+        self._links: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        assert self._listener is not None
+        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def __aenter__(self) -> Proxy:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        for link in self._links:
+            link.cancel()
+        await asyncio.gather(*self._links, return_exceptions=True)
+        await self._listener.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._links.add(task)
+        server: asyncio.StreamWriter | None = None
+        try:
+            from_server, server = await asyncio.open_connection("127.0.0.1", self._target)
+            link = _Link(self, reader, writer, from_server, server)
+            async with asyncio.TaskGroup() as both:
+                both.create_task(link.requests())
+                both.create_task(link.replies())
+        except* (OSError, _Cut):
+            pass
+        finally:
+            self._links.discard(task)
+            for end in (writer, server):
+                if end is not None:
+                    end.close()
+                    with contextlib.suppress(OSError):
+                        await end.wait_closed()
+
+    def _choose(self, request: bytes) -> str:
+        if not self.every or b"\r\nEVAL" not in request:
+            return ""
+        self._writes += 1
+        if self._writes % self.every:
+            return ""
+        fault = self._chance.choice(self._faults)
+        self.done[fault] += 1
+        return fault
+
+
+class _Cut(Exception):
+    """Ends both directions of a connection."""
+
+
+class _Link:
+    """The two directions of one connection."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+    ) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._to_client = to_client
+        self._server = server
+        self._to_server = to_server
+        self._fault = ""
+
+    async def requests(self) -> None:
+        while request := await self._client.read(65_536):
+            fault = self._proxy._choose(request)
+            if fault == "half a request":
+                self._to_server.write(request[: len(request) // 2])
+                await self._to_server.drain()
+                raise _Cut
+            self._fault = fault or self._fault
+            self._to_server.write(request)
+            await self._to_server.drain()
+        raise _Cut
+
+    async def replies(self) -> None:
+        while reply := await self._server.read(65_536):
+            fault, self._fault = self._fault, ""
+            if fault == "lost reply":
+                raise _Cut
+            if fault == "half a reply":
+                self._to_client.write(reply[: len(reply) // 2])
+                await self._to_client.drain()
+                raise _Cut
+            if fault == "late reply":
+                await asyncio.sleep(self._proxy._late_ms / 1000)
+            self._to_client.write(reply)
+            await self._to_client.drain()
+        raise _Cut

@@ -1,0 +1,6 @@
+# The package ships no types.
+from typing import Any
+
+class LineFormatError(Exception): ...
+
+def parse_line(line: str) -> dict[str, Any]: ...
