@@ -9,7 +9,7 @@
 // Each prints one line of JSON.
 
 import zlib from "node:zlib";
-import { decodeMulti, encode } from "@msgpack/msgpack";
+import { decode, encode } from "@msgpack/msgpack";
 import { decompress } from "fzstd";
 import { createClient, RESP_TYPES } from "redis";
 
@@ -79,13 +79,14 @@ function decodeEntry(id, flat) {
   let payload = fields.d;
   const isZstd = payload.subarray(0, 4).equals(Buffer.from([0x28, 0xb5, 0x2f, 0xfd]));
   if (isZstd) payload = decompress(payload);
-  const [rows] = [...decodeMulti(payload)];
+  // Integers have up to 64 bits, more than a number of JavaScript holds exactly.
+  const rows = decode(payload, { useBigInt64: true });
   if (rows.length !== Number(fields.n)) throw new Error(`${fields.n} announced, ${rows.length} there`);
   return rows.map(([key, time, values], index) => {
     for (const [name, value] of Object.entries(values)) {
       if (value instanceof Uint8Array) values[name] = { hex: Buffer.from(value).toString("hex") };
     }
-    return { id: `${id}/${index}`, isZstd, key, time, fields: values };
+    return { id: `${id}/${index}`, isZstd, key, time: Number(time), fields: values };
   });
 }
 

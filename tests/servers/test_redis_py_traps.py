@@ -1,7 +1,8 @@
 """Three habits of redis-py that a queue cannot afford, shown on it, and that ours has none of them.
 
-The times are shortened (redis-py's default is a socket_timeout of 5 s and ten retries); what happens
-is the same. When one of the first tests fails, redis-py has changed: see if wire.py can be simpler.
+The times are shortened (redis-py's default is a socket_timeout of 5 s and ten retries); what
+happens is the same. When one of the first tests fails, redis-py has changed: see if wire.py can be
+simpler.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ async def test_ours_waits_as_long_as_it_says(own_server: OwnServer) -> None:
 
 
 async def test_redis_py_adds_twice(server_name: str, own_server: OwnServer) -> None:
-    """redis-py: one xadd() over a stall leaves more than one entry, and its caller hears nothing."""
+    """redis-py: one xadd() over a stall leaves more than one entry, and nobody hears of it."""
     server = own_server(server_name)
     async with _client(server) as client:
         await client.ping()
