@@ -221,6 +221,7 @@ async def test_sentinel_failover(sentinel: Callable[..., TestSentinel]) -> None:
     """When the primary dies under a Sentinel, the producer goes on at the new one; nothing is there
     twice, and what the failover has lost is counted."""
     found = sentinel("valkey-9.1")
+    await _require_replicating(found.primary, found.replica)
     async with Stream("power", found.url) as stream, Producer(stream) as producer:
         feeder = Feeder(producer)
         await feeder.until(200)
@@ -233,6 +234,9 @@ async def test_sentinel_failover(sentinel: Callable[..., TestSentinel]) -> None:
 async def test_cluster_failover(cluster: Callable[..., TestCluster]) -> None:
     """So in a cluster, where the shards of the other nodes are not held up by it."""
     found = cluster("valkey-9.1", replicas=1)
+    for replica in found.nodes[3:]:
+        port = int(replica.info("replication")["master_port"])
+        await _require_replicating(next(n for n in found.nodes if n.port == port), replica)
     async with (
         Stream("power", found.url, shards=6) as stream,
         Producer(stream) as producer,
@@ -269,6 +273,17 @@ async def test_slot_that_moves(name: str, codec: str, cluster: Callable[..., Tes
         assert found.node_of(key) is target
         await feeder.require_all_once(stream)
         assert producer.stats.failed == producer.stats.forgotten == 0
+
+
+async def _require_replicating(primary: TestServer, replica: TestServer) -> None:
+    """Wait until the replica takes writes as they come: one that is online may still hold off."""
+    primary.command("PUBLISH", "any", "write")
+
+    def has_caught_up() -> bool:
+        told = int(primary.info("replication")["master_repl_offset"])
+        return 0 < told <= int(replica.info("replication")["slave_repl_offset"])
+
+    await eventually(has_caught_up)
 
 
 async def _require_once_after_failover(feeder: Feeder, stream: Stream, producer: Producer) -> None:

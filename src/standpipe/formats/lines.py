@@ -125,11 +125,11 @@ def _pieces(
     dropped = 0  # its bytes so far once it is too long to be kept
     count = 0  # bytes read
     while block := _read(read, count, name):
-        if not count:
+        is_first = not count
+        count += len(block)
+        if is_first:
             _check_content(block, name)
             block = block.removeprefix(_UTF8_BOM)
-            count = len(_UTF8_BOM)
-        count += len(block)
         first_end = block.find(b"\n")
         head = len(block) if first_end < 0 else first_end
         if dropped or len(rest) + head > LINE_BYTES_MAX:
