@@ -45,6 +45,7 @@ from redis.exceptions import MaxConnectionsError, RedisClusterException, RedisEr
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from standpipe.config import mask_password
 from standpipe.errors import (
     AuthenticationError,
     ClusterDownError,
@@ -388,13 +389,6 @@ def _host(text: str, shown: str, kind: str) -> tuple[str, int]:
     if not host:
         raise ConfigError(f"URL {shown!r} names no host", hint=_URL_HINT)
     return host, port if port is not None else port_default
-
-
-def mask_password(url: str) -> str:
-    """The URL with ``***`` for its password, wherever it stands."""
-    # To the last @: a password that should have been percent-encoded may hold any character.
-    masked = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&](?:password|ssl_password)=)[^&]*", r"\1***", masked)
 
 
 class Server:
