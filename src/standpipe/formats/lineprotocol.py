@@ -27,7 +27,7 @@ _SYNTAX_HINT: Final = (
     'Write measurement,tag=text field=1.5,count=3i,state="on" 1700000000000000000, '
     "with commas and spaces in names escaped by a backslash."
 )
-_HEAD: Final = re.compile(r"(?:\\.|[^\\ ])*")
+_MEASUREMENT_AND_TAGS: Final = re.compile(r"((?:\\.|[^\\, ])*)((?:\\.|[^\\ ])*)")
 _ASSIGNMENT: Final = re.compile(r'\\.|(="(?:\\.|[^"\\])*"|=)', re.DOTALL)
 
 
@@ -118,9 +118,9 @@ def _text(line: str) -> str:
 def _check_names_once(line: str, found: int) -> None:
     """Refuse a line that gives a field twice, of which the parser would drop one unseen."""
     line = line.lstrip()
-    head = cast("re.Match[str]", _HEAD.match(line)).end()
+    parts = cast("re.Match[str]", _MEASUREMENT_AND_TAGS.match(line))
     # Quotes mean something in the fields alone.
-    tags = len(re.findall(r"(?<!\\)=", line[:head]))
-    assigned = tags + sum(match[1] is not None for match in _ASSIGNMENT.finditer(line, head))
-    if assigned > found:
+    tags = len(re.findall(r"(?<!\\)=", parts[2]))
+    fields = sum(match[1] is not None for match in _ASSIGNMENT.finditer(line, parts.end()))
+    if tags + fields > found:
         raise EventError("a field is given more than once", hint="Keep one value per field.")

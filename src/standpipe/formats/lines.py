@@ -125,11 +125,9 @@ def _pieces(
     dropped = 0  # its bytes so far once it is too long to be kept
     count = 0  # bytes read
     while block := _read(read, count, name):
-        is_first = not count
-        count += len(block)
-        if is_first:
+        if not count:
             _check_content(block, name)
-            block = block.removeprefix(_UTF8_BOM)
+        count += len(block)
         first_end = block.find(b"\n")
         head = len(block) if first_end < 0 else first_end
         if dropped or len(rest) + head > LINE_BYTES_MAX:
@@ -143,14 +141,15 @@ def _pieces(
         if not end:
             rest += block
             continue
-        piece = Piece(number, bytes(rest) + block[:end], position(count))
+        piece = Piece(number, _without_mark(number, bytes(rest) + block[:end]), position(count))
         rest = bytearray(block[end:])
         number = piece.end
         yield piece
     if dropped:
         yield Piece(number, b"", position(count), too_long=dropped)
         number += 1
-    yield Piece(number, bytes(rest) + b"\n" if rest else b"", position(count), final=True)
+    data = _without_mark(number, bytes(rest))
+    yield Piece(number, data + b"\n" if data else b"", position(count), final=True)
 
 
 def _read(read: Callable[[int], bytes], count: int, name: str) -> bytes:
@@ -161,6 +160,11 @@ def _read(read: Callable[[int], bytes], count: int, name: str) -> bytes:
             f"{name} cannot be read on after {count} bytes of content: {error}",
             hint="What was read before is good. Check the file (gzip -t, zstd -t) or the disk.",
         ) from error
+
+
+def _without_mark(number: int, data: bytes) -> bytes:
+    """The lines without the byte order mark that Windows puts before the first."""
+    return data.removeprefix(_UTF8_BOM) if number == 1 else data
 
 
 def _check_content(block: bytes, name: str) -> None:

@@ -67,7 +67,8 @@ def row_text(key_field: str, key: object, time_field: str | None, time: object, 
     A float that is no number is written as text, ``"nan"``: JSON has none, and null would mend it
     unseen.
     """
-    line: dict[str, Any] = {key_field: key}
+    # A null key would be that of an event without a key, which is allowed.
+    line: dict[str, Any] = {} if key is None else {key_field: key}
     if time_field is not None:
         line[time_field] = time
     line["fields"] = {
@@ -112,7 +113,7 @@ class NdjsonParser:
         if values.key_field in mapping:
             key = mapping.pop(values.key_field)
             # An explicit null is what to_ndjson writes for an event without a key.
-            key = None if key is None else values.key(key)
+            key = values.options.key if key is None else values.key(key)
         else:
             key = values.missing_key(mapping)
         if time_field is not None and time_field in mapping:
@@ -151,10 +152,11 @@ def _decoded(line: bytes) -> dict[str, Any]:
             "lists or objects are nested too deeply", hint="Send flat fields."
         ) from None
     except msgspec.ValidationError as error:
+        hint = "A line is a JSON object, with a key, a time and fields."
         if line.lstrip()[:1] == b"[":
-            hint = "Turn a JSON array into lines: jq -c '.[]' FILE | standpipe send -"
-        else:
-            hint = "A line is a JSON object, with a key, a time and fields."
+            hint = "Turn a JSON array into lines: jq -c '.[]' FILE"
+        elif "out of range" in str(error):
+            hint = "An integer has to fit in 64 bits, another number in a double."
         raise EventError(str(error), hint=hint) from None
     except msgspec.DecodeError as error:
         reason = str(error)

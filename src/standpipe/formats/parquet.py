@@ -58,11 +58,6 @@ def read_parquet(source: BinaryIO | Path, options: ReadOptions) -> Generator[Chu
         with opened(source) as file:
             yield from _read(file, options, name=str(source))
     else:
-        if not source.seekable():
-            raise ConfigError(
-                "Parquet has to be read from its end, and standard input cannot seek",
-                hint="Save it to a file and name that: standpipe send FILE.",
-            )
         yield from _read(source, options, name="the input")
 
 
@@ -79,13 +74,18 @@ def _arrow_errors(kind: type[InputError], message: str, hint: str) -> Generator[
 def _read(file: BinaryIO, options: ReadOptions, *, name: str) -> Generator[Chunk]:
     import pyarrow.parquet as pq
 
+    if not file.seekable():
+        raise ConfigError(
+            f"{name} cannot seek, and Parquet has to be read from its end",
+            hint="Save it to a file and give that file's name.",
+        )
     size = file.seek(0, 2)
     file.seek(0)
     with _arrow_errors(ConfigError, f"{name} is no Parquet file", "Name its format with --format."):
         table: Any = cast("Any", pq).ParquetFile(file, buffer_size=_READ_BYTES)
     rows_total: int = table.metadata.num_rows
     reader = _TableReader(table.schema_arrow, options)
-    batches = table.iter_batches(batch_size=INPUT_CHUNK_ROWS)
+    batches = table.iter_batches(batch_size=INPUT_CHUNK_ROWS, columns=reader.names)
     done = 0
     while True:
         with _arrow_errors(
@@ -127,19 +127,22 @@ class _TableReader:
                 f"columns that no event can hold: {', '.join(refused)}",
                 hint="Send one column per number, or pass --leave-out for each.",
             )
-        self._used: Final = used
-        self._converters = converters
+        if self._at.key is not None and not _can_be_key(schema.field(self._at.key).type):
+            raise ConfigError(
+                f"the key, {names[self._at.key]!r}, is {schema.field(self._at.key).type}",
+                hint="The key is the device's id: a column of text or whole numbers.",
+            )
+        self._converters = {at: convert for at in used if (convert := converters[at]) is not None}
+        self.names: Final = [names[at] for at in used]
         at = self._at.time
         self._time_is_ms = at is not None and _is_moment(schema.field(at).type)
 
     def columns(self, batch: Any) -> dict[int, list[Any]]:
-        """The columns in use as lists of Python values, by their position."""
-        converted: dict[int, list[Any]] = {}
-        for at in self._used:
-            convert = self._converters[at]
-            assert convert is not None, "the constructor refuses such columns"
-            converted[at] = convert(batch.column(at))
-        return converted
+        """The columns in use as lists of Python values, by their position in the file."""
+        return {
+            at: convert(batch.column(name))
+            for (at, convert), name in zip(self._converters.items(), self.names, strict=True)
+        }
 
     def chunk(self, columns: dict[int, list[Any]], *, first: int, rows: int) -> Chunk:
         """The events of a batch, and an error for every row that is none."""
@@ -195,6 +198,16 @@ def _is_moment(kind: Any) -> bool:
 
     check: Any = types
     return check.is_timestamp(kind) or check.is_date(kind)
+
+
+def _can_be_key(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    check: Any = types
+    if check.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = (check.is_string, check.is_large_string, check.is_string_view, check.is_integer)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _converter(kind: Any) -> Converter | None:

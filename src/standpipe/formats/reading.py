@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,8 @@ from standpipe.limits import (
     INTEGER_MIN,
     LINE_BYTES_MAX,
     NUMBER_BYTES_MAX,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
 )
 
 Record = TypeVar("Record")
@@ -84,14 +85,11 @@ class ReadOptions:
             raise ConfigError(
                 f"time_precision is {self.time_precision!r}", hint="Write s, ms, us or ns."
             )
-        if self.delimiter is not None:
-            try:
-                csv.reader((), delimiter=self.delimiter)
-            except (TypeError, ValueError):
-                raise ConfigError(
-                    f"delimiter is {self.delimiter!r}",
-                    hint="Write one character, such as ; or a tab ($'\\t' in the shell).",
-                ) from None
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise ConfigError(
+                f"delimiter is {self.delimiter!r}",
+                hint="Write one character, such as ; or a tab ($'\\t' in the shell).",
+            )
 
 
 @dataclass(slots=True)
@@ -178,6 +176,7 @@ def too_long_error(number: int, size: int) -> LineError:
 # --- values --------------------------------------------------------------------------------------
 
 _NUMBER: Final = re.compile(r"(-?(?:0|[1-9][0-9]*)(\.[0-9]+)?)([eE][+-]?[0-9]+)?")
+_DIGITS: Final = re.compile(r"-?[0-9]+")
 _SPACE: Final = " \t\r\n"
 _EXACT_CHARACTERS_MAX: Final = 15
 """Every decimal number of up to 15 digits survives the way through a double unchanged."""
@@ -243,6 +242,10 @@ def cell_values(cells: Sequence[str]) -> list[FieldValue]:
     return [found[text] for text in cells]
 
 
+def _is_in_range(ms: int) -> bool:
+    return TIME_MS_MIN <= ms <= TIME_MS_MAX
+
+
 class Values:
     """Takes keys, times and missing readings as the options say.
 
@@ -299,39 +302,51 @@ class Values:
         Raises:
             FieldError: it is no time, or outside the years 1 to 9999.
         """
-        if type(value) is int and self._times == self._per:
-            return value  # check_event looks at its range.
+        if type(value) is int and self._times == self._per and _is_in_range(value):
+            return value
         name = self.options.time_field or "time"
-        scaled = value
-        if isinstance(value, str):
-            number = number_of(value.strip(_SPACE))
-            scaled = value if number is None else number
-        if isinstance(scaled, float) and math.isfinite(scaled):
-            # To the nearest: 1700000000.123 s is a little less than that as a double.
-            scaled = round(scaled * self._times / self._per)
-        elif isinstance(scaled, int) and not isinstance(scaled, bool):
-            scaled = scaled * self._times // self._per
+        text = value.strip(_SPACE) if isinstance(value, str) else ""
+        number = number_of(text) if text else value
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return self._scaled(number, name)
         try:
-            if isinstance(scaled, int | str):
-                return parse_time(scaled, name=name)
-        except ConfigError as error:
-            unit = f" in {self.precision}" if isinstance(scaled, int) else ""
-            message = f"the time, {name!r}, is {value!r}{unit}: not between the years 1 and 9999"
-            raise FieldError(
-                message if unit else error.message, field=name, value=value, hint=error.hint
-            ) from None
+            # Digits that are no number (007, or too many) would be read as a date without dashes.
+            if text and not _DIGITS.fullmatch(text):
+                return parse_time(text, name=name)
+        # An OverflowError is -999…d. The hint below is that of files, not of options.
+        except (ConfigError, OverflowError):
+            pass
         raise FieldError(
             f"the time, {name!r}, is {value!r}, not a time",
             field=name,
             value=value,
-            hint="Write a number (with --time-precision), or ISO 8601 (2026-01-31T12:00:00Z).",
+            hint="Write a number (--time-precision names its unit), "
+            "or ISO 8601 (2026-01-31T12:00:00Z).",
+        )
+
+    def _scaled(self, number: float, name: str) -> int:
+        """A time in the input's unit as milliseconds."""
+        ms = None
+        if isinstance(number, int):
+            ms = number * self._times // self._per
+        elif math.isfinite(scaled := number * self._times / self._per):
+            # To the nearest: 1700000000.123 s is a little less than that as a double.
+            ms = round(scaled)
+        if ms is not None and _is_in_range(ms):
+            return ms
+        raise FieldError(
+            f"the time, {name!r}, is {number!r} {self.precision}, not in the years 1 to 9999",
+            field=name,
+            value=number,
+            hint="Name its unit with --time-precision: s, ms, us or ns.",
         )
 
     def times(self, cells: Sequence[str]) -> list[int]:
         """:meth:`time` of a column's cells."""
-        numbers = cell_values(cells)
-        if set(map(type, numbers)) == {int}:
-            return [self.time(number) for number in numbers]
+        if number_of(cells[0]) is not None:
+            numbers = cell_values(cells)
+            if set(map(type, numbers)) == {int}:
+                return [self.time(number) for number in numbers]
         # Devices share their times, so each text is looked at once.
         found = {text: self.time(text) for text in set(cells)}
         return [found[text] for text in cells]
