@@ -19,7 +19,20 @@ StandpipeError
 │   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
 │   ├── NotAcknowledgedError    flush() or close() found events that failed unseen
-│   └── SequenceError           an earlier block of this one is missing   retryable
+│   ├── SequenceError           an earlier block of this one is missing   retryable
+│   └── SpoolError              the producer's blocks on local disk
+│       ├── SpoolFullError      bytes_max is reached, or the disk is full retryable
+│       ├── SpoolInUseError     another process has the spool
+│       ├── SpoolUnusableError  it cannot be created, opened or written
+│       ├── SpoolDamagedError   it does not hold what was written to it
+│       └── SpoolOrderError     a block was given after a later one
+├── BlobError                   payloads kept beside the stream
+│   ├── BlobReferenceError      a text that is no reference to a blob
+│   ├── BlobMissingError        the blob is not there
+│   ├── BlobCorruptError        its content is not what was put
+│   ├── BlobTooLargeError       larger than blob_bytes_max
+│   ├── BlobDeniedError         permissions forbid it
+│   └── BlobStoreError          disk full, network, folder not there      retryable
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -123,7 +136,7 @@ class EventTooLargeError(EventError):
     """An event is larger than ``event_bytes_max``."""
 
     default_hint = (
-        "Keep the payload in a file or an object store and send its path, "
+        "Keep the payload beside the stream with standpipe.blobs and send its reference, "
         "or raise event_bytes_max on the producer."
     )
 
@@ -232,6 +245,129 @@ class SequenceError(ProducerError):
 
     retryable = True
     default_hint = "It is sent again by itself, behind the one that is missing; nothing to do."
+
+
+class SpoolError(ProducerError):
+    """The spool, which keeps a producer's blocks on local disk, refused or failed."""
+
+
+class SpoolFullError(SpoolError):
+    """The spool has reached its bytes_max, or its disk is full; nothing was stored."""
+
+    retryable = True
+    default_hint = "It empties by itself once the server takes blocks again; or raise bytes_max."
+
+
+class SpoolInUseError(SpoolError):
+    """Another process, or another producer of this one, has the spool."""
+
+    default_hint = "Give every producer a spool of its own, or end the process that has this one."
+
+
+class SpoolUnusableError(SpoolError):
+    """The spool cannot be created, opened, read or written."""
+
+    default_hint = "Give the path of a file on a local disk that this user may read and write."
+
+
+class SpoolDamagedError(SpoolError):
+    """The spool does not hold what was written to it. It is left as it is.
+
+    Args:
+        shard_key, producer_id, sequence: The block it is about; None when it is the file.
+    """
+
+    default_hint = (
+        "Look for a failing disk, and move the spool's files away to start with an empty one: "
+        "nothing deletes or overwrites them."
+    )
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        shard_key: str | None = None,
+        producer_id: str | None = None,
+        sequence: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.shard_key = shard_key
+        self.producer_id = producer_id
+        self.sequence = sequence
+
+
+class SpoolOrderError(SpoolError):
+    """A block was given to the spool after a later one of its producer; nothing was stored."""
+
+    default_hint = "Blocks go in by rising number; a producer that starts again takes a new id."
+
+
+# --- payloads beside the stream ------------------------------------------------------------------
+
+
+class BlobError(StandpipeError):
+    """A payload beside the stream could not be kept or given back."""
+
+
+class BlobReferenceError(BlobError):
+    """A text is no reference to a blob."""
+
+    default_hint = (
+        "A reference is what put() or attach() returned: blob:sha256:<64 hex>;size=<bytes>."
+    )
+
+
+class BlobMissingError(BlobError):
+    """The blob that a reference names is not there.
+
+    Args:
+        reference: The reference.
+    """
+
+    default_hint = (
+        "Check that this process sees the folder or URL that the producer puts into, and that "
+        "nothing removes blobs before their events; put the payload again to mend it."
+    )
+
+    def __init__(self, message: str, *, reference: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reference = reference
+
+
+class BlobCorruptError(BlobError):
+    """The content of a blob is not what was put.
+
+    Args:
+        reference: The reference.
+    """
+
+    default_hint = "Check the disk; delete() the blob and put the payload again from where it came."
+
+    def __init__(self, message: str, *, reference: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reference = reference
+
+
+class BlobTooLargeError(BlobError):
+    """A payload is larger than ``blob_bytes_max``."""
+
+    default_hint = "Raise blob_bytes_max, or put the payload in parts."
+
+
+class BlobDeniedError(BlobError):
+    """Permissions, or a read-only file system, forbid it."""
+
+    default_hint = "Give this user the right to read, and to put also to write, in that place."
+
+
+class BlobStoreError(BlobError):
+    """The place of the blobs failed: disk full, I/O error, network, folder not there."""
+
+    retryable = True
+    default_hint = (
+        "Check the free space, that the disk is mounted and the URL reachable, and put it again."
+    )
 
 
 # --- the server and the way to it ----------------------------------------------------------------

@@ -66,6 +66,25 @@ fit, while a kilobyte of zstd that claims gigabytes is refused: it would kill ev
 NUMBER_BYTES_MAX: Final = 64
 """Text above this is never read as a number: the longest shortest form of a float has 24 bytes."""
 
+# --- payloads beside the stream ------------------------------------------------------------------
+
+BLOB_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Bytes of one payload: a device that never stops sending must not fill the disk, and get() holds
+a payload in memory."""
+
+BLOB_CHUNK_BYTES: Final = 1024 * 1024
+"""Bytes that are read, hashed and written together; above this the cost per call is gone."""
+
+BLOB_RANGE_BYTES: Final = 8 * 1024 * 1024
+"""Bytes per request when a blob behind a URL is read piece by piece: at some 30 ms per request
+still 250 MB/s."""
+
+BLOB_STRAY_MS_MIN: Final = 3600 * 1000
+"""A temporary file older than this belongs to a put that was killed."""
+
+BLOB_AGE_MS_MIN: Final = 3600 * 1000
+"""A younger blob is never collected: its event may still wait to be sent (SEND_DEADLINE_MS)."""
+
 # --- streams -------------------------------------------------------------------------------------
 
 SHARDS_MAX: Final = 256
@@ -96,6 +115,37 @@ RETRY_MS_MIN: Final = 20
 RETRY_MS_MAX: Final = 2_000
 """Backoff between tries: doubling from the first to the second, half of it jitter."""
 
+# --- spool ---------------------------------------------------------------------------------------
+
+SPOOL_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Bytes of blocks that a spool keeps on disk: an outage of an hour at 300 kB/s."""
+
+SPOOL_BLOCK_OVERHEAD_BYTES: Final = 512
+"""What a block takes on disk beside its payload. Measured: 50 bytes (payloads of 20 bytes) to 550
+(40 KiB), and 1 100 where two do not fit on a page (3 000 bytes)."""
+
+SPOOL_DISK_FREE_BYTES_MIN: Final = 64 * 1024 * 1024
+"""Room that appending leaves on the disk for the other programs of the machine: one that cannot log
+or be logged in to is worse off than one whose readings wait."""
+
+SPOOL_WAL_BYTES: Final = 4 * 1024 * 1024
+"""The write-ahead log of a spool is copied into its file at this size. Four times as much made
+appending 10 % faster and the longest append three times as long (45 ms)."""
+
+SPOOL_RESERVE_BYTES: Final = 2 * SPOOL_WAL_BYTES
+"""Kept beside a spool and given up when its disk is full: removing blocks takes room for the log,
+and as much to copy it into the file."""
+
+SPOOL_SHRINK_BYTES_MIN: Final = 16 * 1024 * 1024
+"""A drained spool gives its space back to the disk from here on; below, it is kept for the next
+outage."""
+
+SPOOL_BUSY_MS_MAX: Final = 1_000
+"""How long a spool waits for another program that has locked its file, such as a SQLite shell."""
+
+SPOOL_CHECK_BLOCKS: Final = 32
+"""Blocks that a check holds at once; between them the producer gets its turn."""
+
 # --- connections ---------------------------------------------------------------------------------
 
 CONNECT_MS_MAX: Final = 5_000
@@ -120,8 +170,9 @@ IN_FLIGHT_EVENTS_MAX: Final = 20_000
 """Events that one worker process holds unacknowledged; a pending entry costs the server about
 180 bytes."""
 
-EVENTS_PER_ENTRY_GUESS: Final = 64
-"""What a consumer takes an entry to hold before it has seen one; after that it goes by the last."""
+EVENTS_PER_ENTRY_GUESS: Final = BLOCK_EVENTS_MAX
+"""What a consumer takes an entry to hold before it has seen one; after that it goes by the last.
+High: a first read that is too small costs a round trip, one that is too large costs memory."""
 
 ACK_GRACE_MS: Final = 5
 """How long an acknowledgement waits for a read to travel with, when the reader is blocked. It is on
@@ -157,6 +208,9 @@ spread over the threads."""
 
 TRACE_CHARS_MAX: Final = 4_000
 """The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
+
+LEAVE_TRIES_MAX: Final = 5
+"""How often a consumer that leaves tries to tell the server: for about half a second."""
 
 DRAIN_MS_MAX: Final = 10_000
 """How long a stopping worker waits for the handlers in progress before it leaves their entries

@@ -305,7 +305,15 @@ class Link:
 
     async def close(self) -> None:
         """Close the connection at once, whatever is under way."""
-        await self._connection.disconnect(nowait=True)
+        await _drop(self._connection)
+
+
+async def _drop(connection: AbstractConnection) -> None:
+    writer: Any = getattr(connection, "_writer", None)
+    await connection.disconnect(nowait=True)
+    if writer is not None:
+        # TLS would say goodbye first, and wait for a server that may not answer.
+        writer.transport.abort()
 
 
 # --- the server ----------------------------------------------------------------------------------
@@ -448,7 +456,7 @@ class Server:
         except BaseException as error:
             if connection is not None:
                 # Cut off in the handshake it would keep its socket.
-                await connection.disconnect(nowait=True)
+                await _drop(connection)
             if not isinstance(error, _ITS_ERRORS):
                 raise
             found = translate(error, where)

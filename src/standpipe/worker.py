@@ -13,13 +13,15 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from standpipe.clock import now_ms, parse_duration
-from standpipe.consumer import Consumer, Delivery
+from standpipe.consumer import Consumer, Delivery, cancel_tasks
 from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
 from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
@@ -105,28 +107,39 @@ class WorkerStats:
 class _Open:
     """An entry whose events are not all settled yet."""
 
-    __slots__ = ("id", "left", "letters", "shard")
+    __slots__ = ("deliveries", "id", "left", "letters", "shard")
 
     def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
         self.shard = shard
         self.id = entry_id
         self.left = left
+        self.deliveries = 1
+        """The highest of its events, as the server knows it."""
         self.letters: list[list[bytes]] = []
 
 
 class _Call:
     """One call of the handler to come: a batch, or one event of it."""
 
-    __slots__ = ("argument", "deliveries", "first", "opened", "shard")
+    __slots__ = ("argument", "deliveries", "first", "is_suspect", "opened")
 
     def __init__(
-        self, argument: Batch | Event, opened: list[_Open], first: EventId, deliveries: int
+        self,
+        argument: Batch | Event,
+        opened: list[_Open],
+        first: EventId,
+        deliveries: int,
+        *,
+        is_suspect: bool = False,
     ) -> None:
         self.argument = argument
         self.opened = opened
         """The open entry of each of the batch's entries, parallel; of an event, its one."""
         self.first = first
         self.deliveries = deliveries
+        """Times that the handler has been called for it, this one included."""
+        self.is_suspect = is_suspect
+        """Whether its workers may have died of it, and this is its last try."""
 
 
 class Worker:
@@ -201,6 +214,8 @@ class Worker:
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
+        self._suspects = asyncio.Lock()
+        self._threads: ThreadPoolExecutor | None = None
         self._call_s = SYNC_SLICE_MS / 1000
         """How long a sync handler takes for one event, smoothed; begins with one event per hop."""
 
@@ -212,7 +227,8 @@ class Worker:
         An async one runs concurrently with others; a plain one runs in a thread.
 
         Raises:
-            HandlerError: it takes no, or too many, arguments, or the worker has a handler already.
+            HandlerError: it cannot be called with one or two arguments, it is a generator, or the
+                worker has a handler already.
         """
         return self._set_handler(handler, is_batch=False)
 
@@ -251,7 +267,7 @@ class Worker:
         acknowledges, gives back what is left, and leaves the group.
 
         Raises:
-            HandlerError: there is no handler.
+            HandlerError: there is no handler, or it returns something that has to be awaited.
             ServerError, ConfigError: at the start, or later if no retry can mend it.
 
         Cost: one read of all shards with the waiting acknowledgements per round trip.
@@ -264,16 +280,21 @@ class Worker:
         await self.stream.open()
         count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
         runners: list[asyncio.Task[None]] = []
+        # Threads of its own: asyncio's pool may have fewer than `concurrency`.
+        self._threads = ThreadPoolExecutor(count, "standpipe-handler")
+        is_quiet = False
         try:
             await self.consumer.start()
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
             await self._until_stopped(runners)
-            await self._drain(runners)
+            is_quiet = await self._drain()
+            await cancel_tasks(runners)
             await self.consumer.leave()
         finally:
-            for timer in self._later:
-                timer.cancel()
-            await _cancel(runners)
+            self._cancel_retries()
+            await cancel_tasks(runners)
+            # A thread cannot be cancelled: one that is still at work is not waited for.
+            self._threads.shutdown(wait=is_quiet, cancel_futures=True)
             await self.consumer.close()
             if opened_here:
                 await self.stream.close()
@@ -290,10 +311,11 @@ class Worker:
                 await ended
             await self.consumer.stop_reading()
         finally:
-            await _cancel([intake, stopped])
+            await cancel_tasks([intake, stopped])
 
-    async def _drain(self, runners: list[asyncio.Task[None]]) -> None:
-        """Let the handlers in progress finish; what has not begun is given back."""
+    async def _drain(self) -> bool:
+        """Let the handlers in progress finish; returns whether they did. The rest is not begun."""
+        self._cancel_retries()
         while not self._calls.empty():
             self._calls.get_nowait()
         try:
@@ -301,13 +323,19 @@ class Worker:
                 while self._busy:
                     self._quiet.clear()
                     await self._quiet.wait()
+            return True
         except TimeoutError:
             log.warning(
                 "%d handlers were still running after %d ms; their events stay pending",
                 self._busy,
                 self._drain_ms_max,
             )
-        await _cancel(runners)
+            return False
+
+    def _cancel_retries(self) -> None:
+        for timer in self._later:
+            timer.cancel()
+        self._later.clear()
 
     # --- from deliveries to calls ----------------------------------------------------------------
 
@@ -329,22 +357,24 @@ class Worker:
         # After a takeover the entries' counts differ, so each goes by itself.
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             alone = Batch([entry], stream=batch.stream, shard=shard)
-            deliveries = counts.get(open_entry.id, 1)
-            if on_takeover(deliveries, self._deliveries_max) == "retry" or _decode_error(entry):
-                await self._queue(alone, [open_entry], deliveries)
+            before = open_entry.deliveries = counts.get(open_entry.id, 0)
+            if on_takeover(before + 1, self._deliveries_max) == "retry" or _decode_error(entry):
+                await self._queue(alone, [open_entry], before + 1)
             else:
-                reason = f"delivered {deliveries} times and never finished: its workers died of it"
-                await self._bury(alone, [open_entry], entry.id, deliveries, reason, None)
+                reason = f"delivered {before} times and never finished: its workers died of it"
+                await self._bury(alone, [open_entry], entry.id, before, reason, None)
 
     async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
+        is_suspect = 1 < deliveries == self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
             await self._settle(empty, [0] * len(empty))
             if not len(batch):
                 return
         if self._is_batch:
             # Not decoded here: a handler that takes tables needs no events.
-            self._calls.put_nowait(_Call(batch, opened, batch.entries[0].id, deliveries))
+            first = batch.entries[0].id
+            self._calls.put_nowait(_Call(batch, opened, first, deliveries, is_suspect=is_suspect))
             return
         try:
             events = batch.events
@@ -353,7 +383,9 @@ class Worker:
             return
         owners = [o for o in opened for _ in range(o.left)]
         for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
-            self._calls.put_nowait(_Call(event, [owner], event_id, deliveries))
+            self._calls.put_nowait(
+                _Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
+            )
 
     async def _queue_decodable(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
         """Queue the entries that can be decoded, each alone; bury the others."""
@@ -369,24 +401,67 @@ class Worker:
 
     async def _run_calls(self) -> None:
         while True:
-            call = await self._calls.get()
+            calls = [await self._calls.get()]
             self._busy += 1
             try:
-                if self._is_async:
-                    await self._call(call)
-                elif self._is_batch:
-                    await self._call_in_thread([call])
-                else:
-                    await self._call_in_thread([call, *self._more_calls()])
+                if not self._is_async and not self._is_batch:
+                    calls += self._more_calls()
+                again = [call for call in calls if call.deliveries > 1]
+                if new := [call for call in calls if call.deliveries == 1]:
+                    await self._try(new)
+                for call in again:
+                    await self._try_again(call)
             finally:
                 self._busy -= 1
                 if not self._busy:
                     self._quiet.set()
+            # A queue that is not empty is no pause: reading and renewing have to have their turn.
+            await asyncio.sleep(0)
 
     def _more_calls(self) -> list[_Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
         count = min(SYNC_SLICE_EVENTS_MAX, int(SYNC_SLICE_MS / 1000 / max(self._call_s, 1e-9)))
         return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
+
+    async def _try_again(self, call: _Call) -> None:
+        """Call the handler once more, unless another worker has the event by now.
+
+        The try is counted on the server first: this process may not live to do so after. Of those
+        whose workers may have died of them only one at a time has its last try, so that it is clear
+        which one it was if this worker dies too.
+        """
+        async with self._suspects if call.is_suspect else nullcontext():
+            if not self._stop_asked.is_set() and await self._count(call):
+                await self._try([call])
+                if call.is_suspect:
+                    # Its acknowledgement must not go down with the next one.
+                    await self.consumer.flush(call.opened[0].shard)
+
+    async def _count(self, call: _Call) -> bool:
+        """Count a delivery; returns whether an entry of it is still this worker's."""
+        shard, ids = call.opened[0].shard, [entry.id for entry in call.opened]
+        # Of an entry's events each is tried by itself, and the entry has one count for all.
+        count = max(call.deliveries, *(entry.deliveries for entry in call.opened))
+        for entry in call.opened:
+            entry.deliveries = count
+        try:
+            await self.consumer.count_delivery(shard, ids, count)
+        except StandpipeError as error:
+            log.warning("the delivery count of %s could not be kept: %s", call.first, error)
+        return any(self.consumer.holds(shard, entry_id) for entry_id in ids)
+
+    async def _try(self, calls: list[_Call]) -> None:
+        """Call the handler, and settle or queue again what comes of it."""
+        given = [self._arguments(call) for call in calls]
+        if self._is_async:
+            outcomes = [await self._call(*arguments) for arguments in given]
+        else:
+            outcomes = await self._call_in_thread(given)
+        for call, error in zip(calls, outcomes, strict=True):
+            if error is None:
+                await self._succeeded(call)
+            else:
+                await self._failed(call, error)
 
     def _arguments(self, call: _Call) -> tuple[Any, ...]:
         if not self._wants_context:
@@ -400,40 +475,42 @@ class Worker:
         )
         return call.argument, context
 
-    async def _call(self, call: _Call) -> None:
+    async def _call(self, *arguments: Any) -> BaseException | None:
+        """Call an async handler; returns what it raised."""
         assert self._handler is not None
         try:
-            await self._handler(*self._arguments(call))
+            await self._handler(*arguments)
         except Exception as error:
-            await self._failed(call, error)
-        else:
-            await self._succeeded(call)
+            return error
+        except asyncio.CancelledError as error:
+            runner = asyncio.current_task()
+            if runner is not None and runner.cancelling():
+                raise
+            # Not this worker but something that the handler waited for was cancelled.
+            return error
+        return None
 
-    async def _call_in_thread(self, calls: list[_Call]) -> None:
+    async def _call_in_thread(self, given: list[tuple[Any, ...]]) -> list[BaseException | None]:
+        """Call a plain handler for each in turn; returns what it raised."""
         handler = self._handler
         assert handler is not None
-        arguments = [self._arguments(call) for call in calls]
 
-        def run() -> list[Exception | None]:
-            outcomes: list[Exception | None] = []
-            for given in arguments:
+        def run() -> list[BaseException | None]:
+            outcomes: list[BaseException | None] = []
+            for arguments in given:
                 try:
-                    handler(*given)
+                    result = handler(*arguments)
                 except Exception as error:
                     outcomes.append(error)
                 else:
-                    outcomes.append(None)
+                    outcomes.append(None if result is None else _unfinished(handler, result))
             return outcomes
 
         began = time.perf_counter()
-        outcomes = await asyncio.to_thread(run)
-        took_s = (time.perf_counter() - began) / len(calls)
+        outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        took_s = (time.perf_counter() - began) / len(given)
         self._call_s += (took_s - self._call_s) / 4
-        for call, error in zip(calls, outcomes, strict=True):
-            if error is None:
-                await self._succeeded(call)
-            else:
-                await self._failed(call, error)
+        return outcomes
 
     # --- settling --------------------------------------------------------------------------------
 
@@ -456,7 +533,9 @@ class Worker:
         if done:
             self.consumer.ack(opened[0].shard, done)
 
-    async def _failed(self, call: _Call, error: Exception) -> None:
+    async def _failed(self, call: _Call, error: BaseException) -> None:
+        if isinstance(error, HandlerError):
+            raise error
         if isinstance(error, Reject):
             await self._give_up(call, error.reason, None)
             return
@@ -467,7 +546,7 @@ class Worker:
             if any(map(_decode_error, entries)) or len(entries) > 1:
                 await self._queue_decodable(call.argument, call.opened, call.deliveries)
                 return
-        reason = f"{type(error).__name__}: {error}"
+        reason = "".join(traceback.format_exception_only(error)).strip()
         if after_failure(call.deliveries, self._deliveries_max) == "dead":
             await self._give_up(call, reason, error)
             return
@@ -485,26 +564,19 @@ class Worker:
             reason,
         )
         call.deliveries += 1
-        await self._remember(call)
         self._queue_later(call, wait_ms)
-
-    async def _remember(self, call: _Call) -> None:
-        """Have the attempt counted on the server, so that a crash does not start over."""
-        for entry in call.opened:
-            try:
-                await self.consumer.count_attempt(entry.shard, entry.id, call.deliveries)
-            except StandpipeError as error:
-                log.warning("the delivery count of %s could not be kept: %s", entry.id, error)
 
     def _queue_later(self, call: _Call, wait_ms: int) -> None:
         def put() -> None:
             self._later.discard(timer)
             self._calls.put_nowait(call)
 
+        if self._stop_asked.is_set():
+            return  # It is given back.
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, put)
         self._later.add(timer)
 
-    async def _give_up(self, call: _Call, reason: str, error: Exception | None) -> None:
+    async def _give_up(self, call: _Call, reason: str, error: BaseException | None) -> None:
         argument = call.argument
         if isinstance(argument, Event) or len(argument) == 1:
             await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
@@ -515,10 +587,7 @@ class Worker:
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
             half = _Call(part, opened, part.entries[0].id, call.deliveries)
-            if self._is_async:
-                await self._call(half)
-            else:
-                await self._call_in_thread([half])
+            await self._try([half])
 
     # --- dead letters ----------------------------------------------------------------------------
 
@@ -529,7 +598,7 @@ class Worker:
         first: EventId,
         deliveries: int,
         reason: str,
-        error: Exception | None,
+        error: BaseException | None,
     ) -> None:
         """Make dead letters of events; they are stored when their entry is settled."""
         if isinstance(argument, Event):
@@ -560,19 +629,20 @@ class Worker:
         await self._settle([opened], [1])
 
     def _letter(
-        self, event_id: str, deliveries: int, reason: str, error: Exception | None
+        self, event_id: str, deliveries: int, reason: str, error: BaseException | None
     ) -> list[bytes]:
         trace = "" if error is None else "".join(traceback.format_exception(error))
         pairs = {
             "group": self.consumer.group,
             "consumer": self.consumer.name,
             "id": event_id,
-            "reason": reason,
+            "reason": reason[:TRACE_CHARS_MAX],
             "trace": trace[-TRACE_CHARS_MAX:],
             "deliveries": str(deliveries),
             "at": str(now_ms()),
         }
-        return [part.encode() for pair in pairs.items() for part in pair]
+        # An error's text may hold what is no valid Unicode, such as a file's name.
+        return [part.encode(errors="backslashreplace") for pair in pairs.items() for part in pair]
 
 
 def _decode_error(entry: Entry) -> DecodeError | None:
@@ -587,10 +657,33 @@ def _counts(argument: Batch | Event) -> list[int]:
     return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
 
 
+def _unfinished(handler: Callable[..., Any], result: object) -> HandlerError | None:
+    """The error for a plain handler that has only begun: what it returned would have to be run."""
+    kind = type(result)
+    if not issubclass(kind, (Awaitable, Generator, AsyncGenerator)):
+        return None
+    if issubclass(kind, Coroutine):
+        # Python would warn of it otherwise.
+        cast("Coroutine[Any, Any, Any]", result).close()
+    return HandlerError(
+        f"{_name_of(handler)} returned a {kind.__name__}, so it has handled nothing yet",
+        hint="Declare the handler itself with `async def`, and without `yield`.",
+    )
+
+
+def _name_of(handler: object) -> str:
+    return getattr(handler, "__name__", repr(handler))
+
+
 def _takes_context(handler: Callable[..., Any]) -> bool:
-    name = getattr(handler, "__name__", repr(handler))
+    name = _name_of(handler)
     if not callable(handler):
         raise HandlerError(f"{name} is not callable")
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise HandlerError(
+            f"{name} is a generator: calling it runs nothing of it",
+            hint="Write the handler without `yield`.",
+        )
     try:
         parameters = inspect.signature(handler).parameters.values()
     except (TypeError, ValueError):
@@ -598,15 +691,10 @@ def _takes_context(handler: Callable[..., Any]) -> bool:
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in positional if p.default is p.empty]
-    if len(needed) > 2 or not positional:
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if len(needed) > 2 or not positional or named:
         raise HandlerError(
-            f"{name} takes {len(needed)} arguments",
+            f"{name} takes {len(needed)} arguments{' and ' if named else ''}{', '.join(named)}",
             hint="A handler takes the event (or batch) and, if it wants it, the context.",
         )
     return len(needed) == 2
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    for each in tasks:
-        each.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

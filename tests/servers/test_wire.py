@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -145,6 +146,18 @@ async def test_tls_client_certificate(tls_server: OwnServer) -> None:
         await ping(server.url)
     url = f"{server.url}&ssl_certfile={files.client}&ssl_keyfile={files.client_key}"
     await ping(url)
+
+
+async def test_tls_closing_does_not_wait(tls_server: OwnServer) -> None:
+    """A TLS connection to a server that hangs is closed at once, without its goodbye."""
+    server = tls_server()
+    async with Server(server.url) as wire:
+        before = len(os.listdir("/proc/self/fd"))
+        link = await wire.link("k")
+        server.stop()
+        await link.close()
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) == before, 2)
+        server.cont()
 
 
 async def test_password(server_name: str, own_server: OwnServer) -> None:

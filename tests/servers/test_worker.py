@@ -26,8 +26,9 @@ from standpipe.errors import (
     WrongTypeError,
 )
 from tests.conditions import eventually
-from tests.servers.entries import TIME, make_events
+from tests.servers.entries import TIME, make_events, numbers
 from tests.servers.fleet import TestServer
+from tests.servers.working import letters, running, send, settled
 
 pytestmark = pytest.mark.servers
 OwnServer = Callable[..., TestServer]
@@ -37,53 +38,6 @@ OwnServer = Callable[..., TestServer]
 async def stream(server: TestServer, stream_name: str) -> AsyncIterator[Stream]:
     async with Stream(stream_name, server.url) as found:
         yield found
-
-
-@contextlib.asynccontextmanager
-async def running(*workers: Worker) -> AsyncIterator[None]:
-    """Workers at work; stopped, and their errors raised, at the end."""
-    tasks = [asyncio.create_task(worker.run()) for worker in workers]
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.stop()
-        await asyncio.gather(*tasks)
-
-
-async def send(stream: Stream, events: list[Event], codec: str = "rows") -> None:
-    async with Producer(stream, codec=codec) as producer:
-        await (await producer.send_many(events))
-
-
-async def settled(stream: Stream, group: str = "g") -> bool:
-    """Whether the group has been given everything and nothing is pending."""
-    for key in stream.keys:
-        last = await stream.server.call("XREVRANGE", key, "+", "-", "COUNT", 1, key=key)
-        (info,) = [
-            group_
-            for group_ in await stream.server.call("XINFO", "GROUPS", key, key=key)
-            if group_[b"name"] == group.encode()
-        ]
-        if info[b"pending"] or (last and info[b"last-delivered-id"] != last[0][0]):
-            return False
-    return True
-
-
-async def letters(stream: Stream) -> list[dict[str, Any]]:
-    """The dead letters of all shards."""
-    found = []
-    for shard, key in enumerate(stream.keys):
-        for _, fields in await stream.server.call(
-            "XRANGE", stream.dead_key(shard), "-", "+", key=key
-        ):
-            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-            found.append({name.decode(): value for name, value in pairs.items()})
-    return found
-
-
-def numbers(events: Any) -> list[int]:
-    return [event.fields["n"] for event in events]
 
 
 # --- delivery ------------------------------------------------------------------------------------
@@ -449,8 +403,7 @@ async def test_attempts_survive_the_worker(stream: Stream) -> None:
             before = len(counts)
             await eventually(lambda before=before: len(counts) > before)
             await eventually(lambda w=worker: w.stats.retried == 1)
-    # First delivery 1, its retry is written down as 2, and coming back under the name makes it 3.
-    assert counts == [1, 3]
+    assert counts == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -561,7 +514,7 @@ async def test_an_entry_that_kills_its_workers_is_given_up(
     async with running(worker):
         await eventually(lambda: worker.stats.dead == 2)
     found = await letters(stream)
-    assert [letter["deliveries"] for letter in found] == [b"4", b"4"]
+    assert [letter["deliveries"] for letter in found] == [b"3", b"3"]
     assert b"its workers died of it" in found[0]["reason"]
     assert await settled(stream)
 

@@ -4,7 +4,14 @@ consumer.py is the member as a whole, lane.py what happens over one pair of conn
 blocks in reads, one for everything else), intake.py what has arrived and how much more may.
 """
 
-from standpipe.consumer.consumer import Consumer, default_consumer_name
+from standpipe.consumer.consumer import Consumer, cancel_tasks, default_consumer_name
 from standpipe.consumer.intake import ConsumerStats, Delivery, Undecodable
 
-__all__ = ["Consumer", "ConsumerStats", "Delivery", "Undecodable", "default_consumer_name"]
+__all__ = [
+    "Consumer",
+    "ConsumerStats",
+    "Delivery",
+    "Undecodable",
+    "cancel_tasks",
+    "default_consumer_name",
+]

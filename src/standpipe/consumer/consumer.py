@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
-from standpipe.errors import ConfigError
-from standpipe.limits import IDLE_MS_MIN, IN_FLIGHT_EVENTS_MAX
+from standpipe.errors import ConfigError, StandpipeError
+from standpipe.limits import IDLE_MS_MIN, IN_FLIGHT_EVENTS_MAX, LEAVE_TRIES_MAX
+from standpipe.policy import backoff_ms
 from standpipe.stream import Stream
+
+log: Final = logging.getLogger("standpipe.consumer")
 
 
 def default_consumer_name() -> str:
@@ -32,7 +36,9 @@ class Consumer:
         start: Where a new group begins: ``"0"`` with everything that is kept, ``"$"`` with what
             comes after (that silently skips what came before), or an entry ID.
         idle_ms_min: Entries idle for this long are taken over from their consumer, ms.
-        in_flight_events_max: Events delivered and not yet acknowledged, at most.
+        in_flight_events_max: Events delivered and not yet acknowledged, at most. What is taken over
+            may pass it, by less than as much again, so that a busy consumer too helps with what the
+            dead have left; and a read may, whose entries turn out larger than those before.
 
     Delivery:
         At least once. What is delivered stays pending until acknowledged; if this process dies,
@@ -98,7 +104,7 @@ class Consumer:
             self._loops.append(asyncio.create_task(lane.keep_loop(), name="standpipe-keeper"))
 
     async def deliveries(self) -> AsyncIterator[Delivery]:
-        """What arrives, until the consumer is closed or meets an error that no retry mends.
+        """What arrives, without an end, but for an error that no retry mends.
 
         Raises:
             StandpipeError: such an error, after what had arrived before it.
@@ -108,28 +114,34 @@ class Consumer:
 
     async def stop_reading(self) -> None:
         """Deliver nothing more; what was delivered can still be acknowledged."""
-        readers, self._readers = self._readers, []
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        await cancel_tasks(self._readers)
 
     async def leave(self) -> None:
         """Send the last acknowledgements, give back what is still held, and leave the group.
 
         What is given back is marked idle, so that another member takes it at its next sweep. The
-        consumer is removed from the group only where it has nothing pending.
+        consumer is removed from the group only where it has nothing pending. If the server cannot
+        be reached, everything stays pending until it is idle for long enough.
         """
         await self.stop_reading()
+        # The keeper would renew what is given back.
+        await cancel_tasks(self._loops)
         for lane in self._lanes:
-            await lane.leave()
+            await self._leave(lane)
+
+    async def _leave(self, lane: Lane) -> None:
+        for attempt in range(1, LEAVE_TRIES_MAX + 1):
+            try:
+                await lane.leave()
+                return
+            except StandpipeError as error:
+                log.warning("%s could not leave its group (try %d): %s", self.name, attempt, error)
+                await asyncio.sleep(backoff_ms(attempt) / 1000)
 
     async def close(self) -> None:
         """Disconnect. What is held stays pending until it is idle for long enough."""
         await self.stop_reading()
-        loops, self._loops = self._loops, []
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await cancel_tasks(self._loops)
         for lane in self._lanes:
             await lane.close()
         self._lanes = []
@@ -152,6 +164,13 @@ class Consumer:
         """
         self._lane(shard).ack(shard, ids)
 
+    async def flush(self, shard: int) -> None:
+        """Send the acknowledgements of a shard that are waiting; what fails is sent again later."""
+        try:
+            await self._lane(shard).flush()
+        except StandpipeError as error:
+            log.warning("acknowledgements wait: %s", error)
+
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
         """Acknowledge one entry and keep dead letters of it, in one atomic step.
 
@@ -165,9 +184,20 @@ class Consumer:
         """
         await self._lane(shard).settle(shard, entry_id, letters)
 
-    async def count_attempt(self, shard: int, entry_id: bytes, deliveries: int) -> None:
-        """Write an entry's delivery count to the server, so that it survives this process."""
-        await self._lane(shard).hold(shard, [entry_id], deliveries)
+    async def count_delivery(self, shard: int, ids: list[bytes], deliveries: int) -> None:
+        """Write entries' delivery count to the server, so that it survives this process.
+
+        Renews them as well, and notices those that are not this consumer's any more.
+        """
+        await self._lane(shard).hold(shard, ids, deliveries)
 
     def _lane(self, shard: int) -> Lane:
         return self._lanes[shard if len(self._lanes) > 1 else 0]
+
+
+async def cancel_tasks(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, wait until they have ended, and forget them."""
+    for each in tasks:
+        each.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()

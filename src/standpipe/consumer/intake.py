@@ -21,7 +21,8 @@ class Delivery:
     """Entries of one shard that arrived together.
 
     ``ids`` are the entry IDs as the server wrote them, parallel to ``batch.entries``.
-    ``deliveries`` has the delivery count of those that were delivered before; others have 1.
+    ``deliveries`` says of those that were delivered before how often: how often a handler was begun
+    with them, whatever became of it. It is empty if none was.
     """
 
     __slots__ = ("batch", "deliveries", "ids", "shard", "undecodable")
@@ -78,7 +79,8 @@ class Intake:
     """Where the lanes put what arrives, and how much more may come.
 
     Args:
-        events_max: Events delivered and not settled, at most.
+        events_max: Events delivered and not settled, at most. Entries taken over may pass it by a
+            quarter, so that a busy consumer too helps with what the dead have left.
     """
 
     def __init__(self, events_max: int) -> None:
@@ -98,6 +100,10 @@ class Intake:
             self._room.clear()
             await self._room.wait()
         return min(self._events_max - self.in_flight, (self._events_max + 1) // 2)
+
+    def room_for_takeover(self) -> int:
+        """How many events may be taken over now."""
+        return max(0, self._events_max + max(1, self._events_max // 4) - self.in_flight)
 
     def put(self, delivery: Delivery) -> None:
         """Something has arrived."""

@@ -36,10 +36,6 @@ from standpipe.wire import Link, pack, script
 log: Final = logging.getLogger("standpipe.consumer")
 
 
-_Rows = dict[bytes, list[Any]]
-"""A reply of XREADGROUP: shard key → [entry ID, fields] of each entry."""
-
-
 class Member(NamedTuple):
     """Who reads: one name in one group of one stream."""
 
@@ -72,7 +68,8 @@ class Lane:
         self._pending = asyncio.Lock()
         """Held from asking for pending entries until they are known here: the reader, which asks
         for its own, must not meet what a sweep has just made its own."""
-        self._events_per_entry = float(EVENTS_PER_ENTRY_GUESS)
+        self._entry_events = EVENTS_PER_ENTRY_GUESS
+        """The largest entry of late, in events: what the next ones are expected to have."""
         self._layout = member.stream.definition.layout
 
     # --- connections -----------------------------------------------------------------------------
@@ -89,6 +86,14 @@ class Lane:
                 self._control_link = await self.stream.server.link(self.keys[0])
             return await self._control_link.exchange(commands, len(commands))
 
+    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """The same; an error reply to one of them is raised."""
+        replies = await self._exchange(commands)
+        for reply in replies:
+            if isinstance(reply, StandpipeError):
+                raise reply
+        return replies
+
     async def _run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         async with self._control:
             if self._control_link is None or not self._control_link.is_open:
@@ -100,13 +105,18 @@ class Lane:
             if link is not None:
                 await link.close()
 
-    async def _pause(self, error: StandpipeError, attempt: int) -> None:
-        """Wait before trying again, or pass on an error that no retry mends."""
-        if not error.retryable and not isinstance(error, GroupNotFoundError):
-            self.intake.fail(error)
-            raise error
-        if self.stream.server.is_cluster:
-            await self.stream.server.refresh()
+    async def _pause(self, error: StandpipeError, attempt: int, *links: Link | None) -> None:
+        """Wait before trying again over new links, or pass on an error that no retry mends."""
+        if not isinstance(error, GroupNotFoundError):
+            if not error.retryable:
+                self.intake.fail(error)
+                raise error
+            # The server that refuses may not be the one to ask any more: find it anew.
+            for link in links:
+                if link is not None:
+                    await link.close()
+            if self.stream.server.is_cluster:
+                await self.stream.server.refresh()
         wait_ms = backoff_ms(attempt)
         log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
         await asyncio.sleep(wait_ms / 1000)
@@ -127,106 +137,112 @@ class Lane:
 
     async def read_loop(self) -> None:
         attempt = 0
-        old: dict[str, bytes] = dict.fromkeys(self.keys, b"0")
+        is_group_lost = False
+        old: dict[str, bytes] = dict.fromkeys(self.keys, b"-")
         while True:
             try:
+                if is_group_lost:
+                    await self.create_groups()
+                    is_group_lost = False
                 if old:
                     # After a cut as at the start: a reply that was lost left its entries pending.
                     await self._read_old(old)
                 else:
                     await self._read_new()
                 attempt = 0
-            except GroupNotFoundError as error:
-                attempt += 1
-                log.error("%s; the group is created again at %s", error, self.member.start)
-                await self._pause(error, attempt)
-                await self._create_again()
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
-                old = dict.fromkeys(self.keys, b"0")
-
-    async def _create_again(self) -> None:
-        try:
-            await self.create_groups()
-        except StandpipeError as error:
-            # The read that follows meets the same trouble, and is the one place that handles it.
-            log.warning("the group could not be created: %s", error)
+                if isinstance(error, GroupNotFoundError):
+                    log.error("%s; the group is created again at %s", error, self.member.start)
+                    is_group_lost = True
+                await self._pause(error, attempt, self._read_link, self._control_link)
+                old = dict.fromkeys(self.keys, b"-")
 
     async def _read_new(self) -> None:
+        """New entries, with the waiting acknowledgements ahead of them in the same round trip."""
         member = self.member
-        room = await self.intake.wait_for_room()
-        count = max(1, min(READ_COUNT, int(room / self._events_per_entry)))
+        count = await self._read_count()
         read = pack(
             "XREADGROUP", "GROUP", member.group, member.name, "COUNT", count,
             "BLOCK", READ_BLOCK_MS, "STREAMS", *self.keys, *[">"] * len(self.keys),
         )  # fmt: skip
-        self._take(await self._read_with_acks(read, READ_BLOCK_MS) or {}, {})
-
-    async def _read_with_acks(self, read: bytes, block_ms: int) -> Any:
-        """A read, with the waiting acknowledgements ahead of it in the same round trip."""
         link = await self._reading()
         acks = self._take_acks()
         try:
-            replies = await link.exchange(
+            *acked, found = await link.exchange(
                 [*self._pack_acks(acks), read],
                 len(acks) + 1,
-                reply_ms_max=block_ms + REPLY_MS_MAX,
+                reply_ms_max=READ_BLOCK_MS + REPLY_MS_MAX,
             )
         except BaseException:
             self._put_back(acks)
             raise
-        self._count_acks(acks, replies[:-1])
-        if isinstance(replies[-1], StandpipeError):
-            raise replies[-1]
-        return replies[-1]
+        self._count_acks(acks, acked)
+        if isinstance(found, StandpipeError):
+            raise found
+        by_key: dict[bytes, list[Any]] = found or {}
+        for key, rows in by_key.items():
+            self._take(self.stream.keys.index(key.decode()), rows, {})
+
+    async def _read_count(self) -> int:
+        """Wait for room; return how many entries of each shard may be asked for."""
+        room = await self.intake.wait_for_room()
+        return max(1, min(READ_COUNT, room // (self._entry_events * len(self.stream.keys))))
 
     async def _read_old(self, old: dict[str, bytes]) -> None:
-        """One page of what this consumer has pending already; forgets the keys that are through."""
+        """One page of what this consumer has pending already; forgets the keys that are through.
+
+        Not by XREADGROUP with an ID: that would count as one more delivery of all that is held.
+        """
         member = self.member
-        await self.intake.wait_for_room()
-        keys = list(old)
-        read = pack(
-            "XREADGROUP", "GROUP", member.group, member.name, "COUNT", READ_COUNT,
-            "STREAMS", *keys, *old.values(),
-        )  # fmt: skip
+        count = await self._read_count()
         async with self._pending:
-            found: _Rows = await self._read_with_acks(read, 0) or {}
-            for key in keys:
-                rows = found.get(key.encode(), [])
-                if not rows:
+            pages = await self._ask(
+                [
+                    pack(
+                        "XPENDING", key, member.group, start, "+",
+                        IDS_PER_COMMAND_MAX, member.name,
+                    )
+                    for key, start in old.items()
+                ]
+            )  # fmt: skip
+            for key, page in zip(list(old), pages, strict=True):
+                if not page:
                     del old[key]
                     continue
-                old[key] = rows[-1][0]
                 shard = self.stream.keys.index(key)
-                await self._take_pending(shard, self._unknown(shard, rows))
+                unknown = [row[0] for row in page if not self.knows(shard, row[0])][:count]
+                # The next page begins behind what was looked at.
+                old[key] = b"(" + (unknown[-1] if len(unknown) == count else page[-1][0])
+                if unknown:
+                    await self._take_pending(shard, unknown)
+                    # It has been idle for however long this consumer was away.
+                    await self.hold(shard, unknown)
 
-    async def _take_pending(self, shard: int, rows: list[Any]) -> None:
-        """Deliver entries that were delivered before, with their counts; clear the deleted ones."""
-        gone = [row[0] for row in rows if row[1] is None]
-        if gone:
-            await self._clear_lost(shard, gone)
-        rows = [row for row in rows if row[1] is not None]
-        if rows:
-            counts = await self._delivery_counts(shard, rows[0][0], rows[-1][0], len(rows))
-            self._take({self.stream.keys[shard].encode(): rows}, counts)
-
-    async def _delivery_counts(
-        self, shard: int, first: bytes, last: bytes, rows: int
-    ) -> dict[bytes, int]:
-        member = self.member
-        held = len(self.held[shard])
-        (reply,) = await self._exchange(
-            [
-                pack(
-                    "XPENDING", self.stream.keys[shard], member.group,
-                    first, last, rows + held, member.name,
-                )
-            ]
-        )  # fmt: skip
-        if isinstance(reply, StandpipeError):
-            raise reply
-        return {row[0]: row[3] for row in reply}
+    async def _take_pending(self, shard: int, ids: list[bytes]) -> None:
+        """Deliver entries pending for this consumer, with their counts; clear the deleted ones."""
+        member, key = self.member, self.stream.keys[shard]
+        commands: list[bytes] = []
+        for entry_id in ids:
+            commands += (
+                pack("XPENDING", key, member.group, entry_id, entry_id, 1, member.name),
+                pack("XRANGE", key, entry_id, entry_id),
+            )
+        replies = await self._ask(commands)
+        rows: list[Any] = []
+        counts: dict[bytes, int] = {}
+        deleted: list[bytes] = []
+        for entry_id, pending, found in zip(ids, replies[::2], replies[1::2], strict=True):
+            if not pending:
+                continue  # Another consumer has taken it over meanwhile.
+            if found:
+                rows.append(found[0])
+                counts[entry_id] = pending[0][3]
+            else:
+                deleted.append(entry_id)
+        self._take(shard, rows, counts)
+        if deleted:
+            await self._clear_lost(shard, deleted)
 
     async def _clear_lost(self, shard: int, ids: list[bytes]) -> None:
         """Take entries off the pending list that were deleted from the stream, loudly."""
@@ -240,44 +256,38 @@ class Lane:
             ", ".join(entry_id.decode() for entry_id in ids[:10]),
             " …" if len(ids) > 10 else "",
         )
-        for reply in await self._exchange(self._pack_acks([(shard, ids)])):
-            if isinstance(reply, StandpipeError):
-                raise reply
+        await self._ask(self._pack_acks([(shard, ids)]))
 
-    def _take(self, found: _Rows, counts: dict[bytes, int]) -> None:
-        """Decode what was read, by shard, and deliver it."""
+    def _take(self, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
+        """Decode entries of a shard and deliver them."""
         now = time.monotonic()
-        entries_seen = events_seen = 0
-        for key, rows in found.items():
-            shard = self.stream.keys.index(key.decode())
-            held = self.held[shard]
-            entries: list[Entry] = []
-            ids: list[bytes] = []
-            undecodable: list[Undecodable] = []
-            for entry_id, fields in rows:
-                try:
-                    entry = decode_entry(entry_id, fields, self._layout)
-                except DecodeError as error:
-                    undecodable.append(Undecodable(entry_id, fields, error))
-                    held[entry_id] = (1, now)
-                    continue
-                entries.append(entry)
-                ids.append(entry_id)
-                held[entry_id] = (entry.count, now)
-                events_seen += entry.count
-            entries_seen += len(rows)
+        held = self.held[shard]
+        entries: list[Entry] = []
+        ids: list[bytes] = []
+        undecodable: list[Undecodable] = []
+        for entry_id, fields in rows:
+            if self.knows(shard, entry_id):
+                # A group that was created again gives out once more what is being handled.
+                continue
+            try:
+                entry = decode_entry(entry_id, fields, self._layout)
+            except DecodeError as error:
+                undecodable.append(Undecodable(entry_id, fields, error))
+                held[entry_id] = (1, now)
+                continue
+            entries.append(entry)
+            ids.append(entry_id)
+            held[entry_id] = (entry.count, now)
+        if entries or undecodable:
+            largest = max((entry.count for entry in entries), default=1)
+            self._entry_events = max(1, largest, self._entry_events // 2)
             batch = Batch(entries, stream=self.stream.name, shard=shard)
             self.intake.put(Delivery(shard, batch, ids, counts, undecodable))
-        if entries_seen:
-            self._events_per_entry = max(1.0, events_seen / entries_seen)
 
     # --- acknowledging ---------------------------------------------------------------------------
 
     def knows(self, shard: int, entry_id: bytes) -> bool:
         return entry_id in self.held[shard] or entry_id in self._acking[shard]
-
-    def _unknown(self, shard: int, rows: list[Any]) -> list[Any]:
-        return [row for row in rows if not self.knows(shard, row[0])]
 
     def ack(self, shard: int, ids: Iterable[bytes]) -> None:
         held = self.held[shard]
@@ -318,33 +328,35 @@ class Lane:
         ]
 
     def _count_acks(self, acks: list[tuple[int, list[bytes]]], replies: list[Any]) -> None:
+        """Count what the server has acknowledged; put back the rest, and raise its error."""
+        refused: StandpipeError | None = None
         for (shard, ids), reply in zip(acks, replies, strict=True):
-            if isinstance(reply, StandpipeError) and reply.retryable:
-                self._put_back([(shard, ids)])
-                continue
-            self._acking[shard].difference_update(ids)
             if isinstance(reply, StandpipeError):
-                # The entries stay pending and will be delivered again: at least once.
-                log.error("%d acknowledgements were refused: %s", len(ids), reply)
+                self._put_back([(shard, ids)])
+                refused = reply
             else:
+                self._acking[shard].difference_update(ids)
                 self.intake.stats.acknowledged += len(ids)
+        if refused is not None:
+            raise refused
 
     async def flush_loop(self) -> None:
         attempt = 0
         while True:
             await self._ack_ready.wait()
             await asyncio.sleep(ACK_GRACE_MS / 1000)
-            acks = self._take_acks()
-            if not acks:
-                continue
             try:
-                await self._flush(acks)
+                await self.flush()
                 attempt = 0
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
+                await self._pause(error, attempt, self._control_link)
 
-    async def _flush(self, acks: list[tuple[int, list[bytes]]]) -> None:
+    async def flush(self) -> None:
+        """Send the waiting acknowledgements, if a read has not taken them along."""
+        acks = self._take_acks()
+        if not acks:
+            return
         try:
             replies = await self._exchange(self._pack_acks(acks))
         except BaseException:
@@ -353,44 +365,62 @@ class Lane:
         self._count_acks(acks, replies)
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
-        attempt = 0
+        member, attempt = self.member, 0
         arguments = [part for letter in letters for part in (len(letter), *letter)]
         keys = (self.stream.keys[shard], self.stream.dead_key(shard))
         while entry_id in self.held[shard]:
             try:
-                done = await self._run("settle", keys, self.member.group, entry_id, *arguments)
+                added = await self._run(
+                    "settle", keys, member.group, member.name, entry_id, *arguments
+                )
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
+                await self._pause(error, attempt, self._control_link)
                 continue
-            self.intake.stats.acknowledged += 1 if done else 0
-            if (known := self.held[shard].pop(entry_id, None)) is not None:
-                self.intake.release(known[0])
+            if added or attempt:
+                # Nothing added at a later try: the first one was done, and its reply was lost.
+                self.intake.stats.acknowledged += 1
+                self._forget(shard, entry_id)
+            else:
+                self._taken_from_us(shard, entry_id)
 
     # --- renewing and taking over ----------------------------------------------------------------
 
     async def hold(self, shard: int, ids: list[bytes], deliveries: int | None = None) -> None:
-        """Renew entries; forget those that have become another consumer's."""
+        """Renew entries; forget those that have become another consumer's, or were deleted."""
         member, held = self.member, self.held[shard]
         count = "" if deliveries is None else deliveries
         for start in range(0, len(ids), IDS_PER_COMMAND_MAX):
             part = ids[start : start + IDS_PER_COMMAND_MAX]
-            key = self.stream.keys[shard]
-            gone = await self._run("hold", (key,), member.group, member.name, count, *part)
+            gone, deleted = await self._run(
+                "hold", (self.stream.keys[shard],), member.group, member.name, count, *part
+            )
             now = time.monotonic()
             for entry_id in part:
                 if entry_id in held:
                     held[entry_id] = (held[entry_id][0], now)
             for entry_id in gone:
-                if (known := held.pop(entry_id, None)) is not None:
-                    self.intake.stats.taken_from_us += 1
-                    self.intake.release(known[0])
-                    log.warning(
-                        "entry %s of %s was taken over from %s, which held it for too long",
-                        entry_id.decode(),
-                        key,
-                        member.name,
-                    )
+                self._taken_from_us(shard, entry_id)
+            lost = [entry_id for entry_id in deleted if self._forget(shard, entry_id)]
+            if lost:
+                await self._clear_lost(shard, lost)
+
+    def _forget(self, shard: int, entry_id: bytes) -> bool:
+        """Hold an entry no longer; returns whether it was held until now."""
+        known = self.held[shard].pop(entry_id, None)
+        if known is not None:
+            self.intake.release(known[0])
+        return known is not None
+
+    def _taken_from_us(self, shard: int, entry_id: bytes) -> None:
+        if self._forget(shard, entry_id):
+            self.intake.stats.taken_from_us += 1
+            log.warning(
+                "entry %s of %s was taken over from %s, which held it for too long",
+                entry_id.decode(),
+                self.stream.keys[shard],
+                self.member.name,
+            )
 
     async def keep_loop(self) -> None:
         period = renew_every_ms(self.member.idle_ms_min, RENEWALS_PER_IDLE) / 1000
@@ -405,7 +435,7 @@ class Lane:
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
+                await self._pause(error, attempt, self._control_link)
                 continue
             # Some jitter, so that many workers started together do not sweep together.
             await asyncio.sleep(period * random.uniform(0.8, 1.0))
@@ -418,101 +448,62 @@ class Lane:
                 await self.hold(shard, sorted(old, key=_entry_order))
 
     async def _sweep(self) -> None:
-        """Take over what has been idle for too long, to the end of each shard's pending list."""
+        """Take over what has been idle for too long, to the end of each shard's pending list.
+
+        Ends early where there is no room: what is held has to be renewed in time.
+        """
         for shard in self.shards:
             cursor = b"0-0"
-            while True:
-                await self.intake.wait_for_room()
+            while room := self.intake.room_for_takeover():
+                count = max(1, min(CLAIM_COUNT, room // self._entry_events))
                 async with self._pending:
-                    cursor = await self._claim(shard, cursor)
+                    cursor = await self._claim(shard, cursor, count)
                 if cursor == b"0-0":
                     break
 
-    async def _claim(self, shard: int, cursor: bytes) -> bytes:
+    async def _claim(self, shard: int, cursor: bytes, count: int) -> bytes:
         """One page of a sweep; returns where the next one begins."""
-        member = self.member
-        (reply,) = await self._exchange(
+        member, key = self.member, self.stream.keys[shard]
+        # JUSTID, so that it is no delivery yet: a worker that dies before it comes to these entries
+        # says nothing against them.
+        (reply,) = await self._ask(
             [
                 pack(
-                    "XAUTOCLAIM", self.stream.keys[shard], member.group, member.name,
-                    member.idle_ms_min, cursor, "COUNT", CLAIM_COUNT,
+                    "XAUTOCLAIM", key, member.group, member.name,
+                    member.idle_ms_min, cursor, "COUNT", count, "JUSTID",
                 )
             ]
         )  # fmt: skip
-        if isinstance(reply, StandpipeError):
-            raise reply
-        # Redis 6.2 has null in the place of an entry that was deleted; later versions name it in a
-        # third part and have taken it off the list already.
-        following, found, *deleted = reply
-        rows = [row for row in found if row is not None]
-        new = self._unknown(shard, rows)
+        # Since Redis 7 the entries that were deleted are named apart, and are off the list already.
+        following, ids, *deleted = reply
+        new = [entry_id for entry_id in ids if not self.knows(shard, entry_id)]
         if new:
             self.intake.stats.taken_over += len(new)
-            log.info("took over %d entries of %s", len(new), self.stream.keys[shard])
+            log.info("took over %d entries of %s", len(new), key)
             await self._take_pending(shard, new)
         if deleted and deleted[0]:
             await self._clear_lost(shard, deleted[0])
-        if len(rows) < len(found):
-            await self._find_lost(shard)
         return following
-
-    async def _find_lost(self, shard: int) -> None:
-        """On Redis 6.2: which of the entries now pending for this consumer are not there."""
-        member, key = self.member, self.stream.keys[shard]
-        held = self.held[shard]
-        (pending,) = await self._exchange(
-            [
-                pack(
-                    "XPENDING", key, member.group, "-", "+",
-                    len(held) + CLAIM_COUNT, member.name,
-                )
-            ]
-        )  # fmt: skip
-        if isinstance(pending, StandpipeError):
-            raise pending
-        unknown = [row[0] for row in pending if not self.knows(shard, row[0])]
-        found = await self._exchange([pack("XRANGE", key, i, i) for i in unknown])
-        gone = [i for i, rows in zip(unknown, found, strict=True) if rows == []]
-        if gone:
-            await self._clear_lost(shard, gone)
 
     # --- leaving ---------------------------------------------------------------------------------
 
     async def leave(self) -> None:
+        """Send the last acknowledgements, give back what is held, and leave the group."""
         member = self.member
-        acks = self._take_acks()
-        if acks:
-            await self._flush(acks)
+        await self.flush()
         for shard in self.shards:
-            key = self.stream.keys[shard]
-            cursor = b"-"
-            while True:
-                (rows,) = await self._exchange(
-                    [
-                        pack(
-                            "XPENDING", key, member.group, cursor, "+",
-                            IDS_PER_COMMAND_MAX, member.name,
-                        )
-                    ]
-                )  # fmt: skip
-                if isinstance(rows, StandpipeError):
-                    raise rows
-                if not rows:
-                    break
-                # Marked idle, an entry goes to another member at its next sweep. JUSTID leaves the
-                # delivery count alone.
-                (reply,) = await self._exchange(
-                    [
-                        pack(
-                            "XCLAIM", key, member.group, member.name, 0, *[r[0] for r in rows],
-                            "IDLE", member.idle_ms_min, "JUSTID",
-                        )
-                    ]
-                )  # fmt: skip
-                if isinstance(reply, StandpipeError):
-                    raise reply
-                cursor = b"(" + rows[-1][0]
-            await self._run("leave", (key,), member.group, member.name)
+            try:
+                _, deleted = await self._run(
+                    "leave",
+                    (self.stream.keys[shard],),
+                    member.group,
+                    member.name,
+                    member.idle_ms_min,
+                )
+            except GroupNotFoundError:
+                continue  # Nothing to leave.
+            if deleted:
+                await self._clear_lost(shard, deleted)
 
 
 def _entry_order(entry_id: bytes) -> tuple[int, int]:

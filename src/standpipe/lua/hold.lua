@@ -8,7 +8,9 @@
 -- ARGV[3]   delivery count to set, or '' to leave the counts
 -- ARGV[4..] entry IDs, ascending
 --
--- Returns  the entry IDs, of those given, that this consumer does not hold (any more).
+-- Returns  {entry IDs that this consumer does not hold (any more),
+--           entry IDs that it held and that were deleted from the stream: off the list now (since
+--           Redis 7; 6.2 renews them like others)}
 -- Cost     O(log(pending) + entries pending between the first and the last ID for this consumer).
 
 local group, consumer, count = ARGV[1], ARGV[2], ARGV[3]
@@ -28,6 +30,7 @@ while cursor do
   cursor = #page == 1000 and '(' .. page[1000][1] or nil
 end
 
+local deleted = {}
 for start = 1, #held, 1000 do
   local stop = math.min(start + 999, #held)
   local command = {'XCLAIM', KEYS[1], group, consumer, 0, unpack(held, start, stop)}
@@ -36,7 +39,11 @@ for start = 1, #held, 1000 do
     command[#command + 1] = count
   end
   command[#command + 1] = 'JUSTID'
-  redis.call(unpack(command))
+  local there = {}
+  for _, id in ipairs(redis.call(unpack(command))) do there[id] = true end
+  for i = start, stop do
+    if not there[held[i]] then deleted[#deleted + 1] = held[i] end
+  end
 end
 
 local gone = {}
@@ -45,4 +52,4 @@ if #held < total then
     if wanted[ARGV[i]] then gone[#gone + 1] = ARGV[i] end
   end
 end
-return gone
+return {gone, deleted}

@@ -1,0 +1,354 @@
+"""A spool survives SIGKILL at any point, and a disk that is full."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from standpipe.errors import SpoolFullError, SpoolInUseError, SpoolUnusableError
+from standpipe.limits import SPOOL_WAL_BYTES
+from standpipe.spool import Spool, SpooledBlock
+from tests.conditions import eventually_sync
+
+pytestmark = pytest.mark.faults
+SHARDS: Final = ("power:{0-0}", "power:{1-2}")
+KILLS = 120
+CREATION_KILLS = 15
+BYTES_MAX = 6 * 1024 * 1024
+SHRINK_BYTES_MIN = 1024 * 1024
+"""Small, so that the kills hit a shrinking file as well."""
+
+
+def block(shard: str, producer: str, sequence: int) -> SpooledBlock:
+    """A block that follows from its name alone, of a size between nothing and 200 KB."""
+    chance = random.Random(f"{shard} {producer} {sequence}")
+    payload = chance.randbytes(chance.choice((0, 60, 3_000, 40_000, 40_000, 200_000)))
+    return SpooledBlock(shard, producer, sequence, "rows1", 1 + sequence % 500, payload, 0, 1)
+
+
+# Prints a line before each call and one after it. It fills the spool, drains it, and so on; a run
+# goes on where the one before it was killed, under a producer id of its own, as a producer does.
+PROGRAM = f"""
+import random, sys, uuid
+from standpipe.errors import SpoolFullError
+from standpipe.spool import Spool, SpooledBlock, store
+
+{inspect.getsource(block)}
+SHARDS = {SHARDS}
+store.SPOOL_SHRINK_BYTES_MIN = {SHRINK_BYTES_MIN}
+path, seed, openings = sys.argv[1:]
+chance = random.Random(seed)
+producer = uuid.uuid4().hex
+print("opening", flush=True)
+for _ in range(int(openings)):
+    Spool(path, bytes_max={BYTES_MAX}).close()
+spool = Spool(path, bytes_max={BYTES_MAX})
+spool.bind("power", SHARDS)
+print("opened", flush=True)
+last = dict.fromkeys(SHARDS, 0)
+fills = chance.random() < 0.7
+while True:
+    if fills:
+        new, before = [], dict(last)
+        for _ in range(chance.choice((1, 1, 3, 40))):
+            shard = chance.choice(SHARDS)
+            last[shard] += 1
+            new.append(block(shard, producer, last[shard]))
+        what = " ".join(f"{{each.shard_key}}/{{producer}}/{{each.sequence}}" for each in new)
+        print("append", what, flush=True)
+        try:
+            spool.append(new)
+        except SpoolFullError:
+            print("full", flush=True)
+            last, fills = before, False
+        else:
+            print("appended", flush=True)
+            fills = chance.random() < 0.998
+        continue
+    blocks = []
+    for shard in chance.sample(SHARDS, 2):
+        blocks = spool.head(shard, bytes_max=4_000_000, count_max=chance.choice((1, 5, 200)))
+        if blocks:
+            break
+    fills = not blocks or chance.random() < 0.01
+    if blocks:
+        run = [each for each in blocks if each.producer_id == blocks[0].producer_id]
+        what = " ".join(f"{{shard}}/{{each.producer_id}}/{{each.sequence}}" for each in run)
+        print("remove", what, flush=True)
+        removed = spool.remove(shard, run[0].producer_id, run[-1].sequence)
+        assert removed == len(run)
+        print("removed", flush=True)
+"""
+
+CREATING = f"""
+import itertools, random, sys
+from standpipe.spool import Spool, SpooledBlock
+
+{inspect.getsource(block)}
+for number in itertools.count():
+    spool = Spool(f"{{sys.argv[1]}}/{{number}}/spool")
+    print("created", flush=True)
+    spool.append([block("{SHARDS[0]}", "p", 1)])
+    print("appended", flush=True)
+    if number % 2:
+        spool.close()
+"""
+
+Name = tuple[str, str, int]
+
+
+class Child:
+    """The program in a process, whose output is read when it has been killed."""
+
+    def __init__(self, program: str, folder: Path, *arguments: str) -> None:
+        self.out = folder / "out"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+
+    def kill_after(self, word: str, delay_s: float) -> list[list[str]]:
+        """Kill it some time after it has printed a word; return the lines that it has printed."""
+        if word:
+            eventually_sync(
+                lambda: word in self.out.read_text() or self.process.poll() is not None, 30
+            )
+        deadline = time.monotonic() + delay_s
+        # Far below what a condition is looked at: the point at which it dies is to be a random one.
+        while time.monotonic() < deadline:
+            pass
+        self.process.send_signal(signal.SIGKILL)
+        assert self.process.wait(30) == -signal.SIGKILL, self.out.read_text()
+        return [line.split() for line in self.out.read_text().splitlines(keepends=False)]
+
+
+def names(words: list[str]) -> list[Name]:
+    split = (word.split("/") for word in words)
+    return [(shard, producer, int(sequence)) for shard, producer, sequence in split]
+
+
+def stored(spool: Spool) -> dict[str, list[Name]]:
+    """The names of all blocks, whose content was checked against their names."""
+    found: dict[str, list[Name]] = {}
+    for shard in SHARDS:
+        blocks = spool.head(shard, bytes_max=2**40, count_max=2**40)
+        for each in blocks:
+            assert each == block(each.shard_key, each.producer_id, each.sequence)
+        found[shard] = [(each.shard_key, each.producer_id, each.sequence) for each in blocks]
+    return found
+
+
+def after(state: dict[str, list[Name]], call: list[str]) -> dict[str, list[Name]]:
+    """The state that a call leads to."""
+    changed = {shard: list(blocks) for shard, blocks in state.items()}
+    for name in names(call[1:]):
+        if call[0] == "append":
+            changed[name[0]].append(name)
+        else:
+            changed[name[0]].remove(name)
+    return changed
+
+
+def test_kills(tmp_path: Path) -> None:
+    """However often and wherever the producer is killed: what it was told is stored is there, in
+    order and undamaged; what it was told is removed is gone; of the call that it died in, all or
+    nothing has happened; and nothing else is there."""
+    path = tmp_path / "spool"
+    chance = random.Random(11)
+    state: dict[str, list[Name]] = {shard: [] for shard in SHARDS}
+    seen = {"done": 0, "cut, happened": 0, "cut, did not": 0, "while opening": 0, "full": 0}
+    sizes: list[int] = []
+    for number in range(KILLS):
+        # Some die while they open or close it over and over, most at work.
+        word, openings = ("opening", 1000) if number % 6 == 0 else ("opened", 0)
+        child = Child(PROGRAM, tmp_path, str(path), str(number), str(openings))
+        lines = child.kill_after(word, chance.uniform(0, 0.12))
+        seen["while opening"] += ["opened"] not in lines
+        call: list[str] | None = None
+        for line in lines:
+            match line[0]:
+                case "append" | "remove":
+                    call = line
+                case "appended" | "removed":
+                    assert call is not None
+                    state, call = after(state, call), None
+                    seen["done"] += 1
+                case "full":
+                    call = None
+                    seen["full"] += 1
+                case word:
+                    assert word in ("opening", "opened"), lines
+        sizes.append(path.stat().st_size)
+        with Spool(path, bytes_max=BYTES_MAX) as spool:
+            found = stored(spool)
+            if call is not None and found != state:
+                # It was killed between the call's success and the line that says so.
+                state = after(state, call)
+                seen["cut, happened"] += 1
+            elif call is not None:
+                seen["cut, did not"] += 1
+            assert found == state, number
+            damage = {finding.kind for finding in spool.verify()} - {"content"}
+            # The content is random bytes; everything else has to be right.
+            assert damage == set()
+    print(seen, sizes)
+    # The kills have hit what they are to hit.
+    assert seen["done"] > 10 * KILLS
+    assert min(seen["cut, happened"], seen["cut, did not"], seen["full"]) >= 2, seen
+    assert seen["while opening"] >= 10, seen
+    shrunk = [a > 3 * SHRINK_BYTES_MIN and b < SHRINK_BYTES_MIN for a, b in pairwise(sizes)]
+    assert sum(shrunk) >= 2, sizes
+    assert path.with_name("spool-wal").exists() is False
+
+
+def test_kills_while_it_is_created(tmp_path: Path) -> None:
+    """A spool whose creation was cut short can be opened and used as if it were new."""
+    chance = random.Random(5)
+    for number in range(CREATION_KILLS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        child = Child(CREATING, folder, str(folder))
+        lines = child.kill_after("created", chance.uniform(0, 0.05))
+        assert {line[0] for line in lines} <= {"created", "appended"}, lines
+        made = sorted(each for each in folder.iterdir() if each.is_dir())
+        for each in made:
+            with Spool(each / "spool") as spool:
+                blocks = stored(spool)[SHARDS[0]]
+                # Only the last one may have died before it had its block.
+                assert blocks == [(SHARDS[0], "p", 1)] or int(each.name) == len(made) - 1
+                spool.append([block(SHARDS[0], "q", 1)])
+                assert len(stored(spool)[SHARDS[0]]) == len(blocks) + 1
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    """While it lives the spool is in use, with its pid; once it is killed it is not."""
+    path = tmp_path / "spool"
+    child = Child(PROGRAM, tmp_path, str(path), "1", "0")
+    try:
+        eventually_sync(lambda: "append" in child.out.read_text())
+        with pytest.raises(SpoolInUseError, match=f"in use by process {child.process.pid}$"):
+            Spool(path)
+        # Reading is possible meanwhile, and shows a sound spool at every moment.
+        with Spool.open_readonly(path) as reader:
+            for _ in range(3):
+                assert {finding.kind for finding in reader.verify()} <= {"content"}
+    finally:
+        child.process.kill()
+        child.process.wait(30)
+    Spool(path).close()
+
+
+# --- the disk ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, *, leaving: int = 0) -> Path:
+    """Take what is left of a disk but for some bytes."""
+    ballast = folder / "ballast"
+    stat = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        if stat.f_bavail * stat.f_frsize > leaving:
+            os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - leaving)
+    assert os.statvfs(folder).f_bavail * stat.f_frsize <= leaving
+    return ballast
+
+
+def append_until_full(spool: Spool, shard: str, first: int) -> int:
+    """Append blocks till the spool refuses; return the last number that it took."""
+    number = first
+    while True:
+        try:
+            spool.append([block(shard, "p", number)])
+        except SpoolFullError as error:
+            assert error.retryable
+            assert error.hint
+            return number - 1
+        number += 1
+        assert number < 10_000
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:
+    """A disk without a byte left is a typed, retryable error; what is stored stays and can be read,
+    and appending goes on when there is room again."""
+    path = small_disk / "spool"
+    shard = SHARDS[0]
+    with Spool(path, disk_free_bytes_min=SPOOL_WAL_BYTES) as spool:
+        taken = append_until_full(spool, shard, 1)
+        assert taken > 10
+        ballast = fill(small_disk)
+        for size in (1, taken + 2):
+            with pytest.raises(SpoolFullError):
+                spool.append([block(shard, "p", taken + n) for n in range(1, size + 1)])
+        assert [name[2] for name in stored(spool)[shard]] == list(range(1, taken + 1))
+        assert {finding.kind for finding in spool.verify()} == {"content"}
+    # It can be opened, and asked, on the full disk as well.
+    with Spool.open_readonly(path) as reader:
+        assert reader.summary().blocks == taken
+    ballast.unlink()
+    with Spool(path, disk_free_bytes_min=SPOOL_WAL_BYTES) as spool:
+        assert [name[2] for name in stored(spool)[shard]] == list(range(1, taken + 1))
+        spool.remove(shard, "p", taken - 1)
+        assert append_until_full(spool, shard, taken + 1) > taken + 10
+        assert stored(spool)[shard][0][2] == taken
+
+
+def test_draining_works_on_a_disk_that_others_filled(small_disk: Path) -> None:
+    """The room that appending leaves lets a spool be drained to the end when others take the rest
+    of the disk up to a tenth of that room."""
+    path = small_disk / "spool"
+    shard = SHARDS[0]
+    with Spool(path, disk_free_bytes_min=2 * SPOOL_WAL_BYTES) as spool:
+        taken = append_until_full(spool, shard, 1)
+        assert taken > 10
+        fill(small_disk, leaving=SPOOL_WAL_BYTES // 5)
+        with pytest.raises(SpoolFullError):
+            spool.append([block(shard, "p", taken + 1)])
+        for number in range(1, taken + 1):
+            assert spool.remove(shard, "p", number) == 1
+        assert stored(spool)[shard] == []
+
+
+def test_a_disk_that_cannot_be_written(small_disk: Path) -> None:
+    """On a disk that is mounted for reading a spool cannot be opened, with a typed error; it can be
+    when the disk is writable again, with all its blocks."""
+    path = small_disk / "spool"
+    with Spool(path, disk_free_bytes_min=0) as spool:
+        spool.append([block(SHARDS[0], "p", 1)])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(SpoolUnusableError) as caught:
+        Spool(path)
+    assert caught.value.hint
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    with Spool(path) as spool:
+        assert len(stored(spool)[SHARDS[0]]) == 1

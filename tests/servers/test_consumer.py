@@ -1,0 +1,593 @@
+"""One member of a group: what it reads, holds, renews, takes over and gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import redis
+
+from standpipe import Producer, Stream
+from standpipe.consumer import Consumer, Delivery
+from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
+from tests.conditions import eventually
+from tests.faults.proxy import Proxy
+from tests.servers.entries import make_events
+from tests.servers.fleet import TestCluster, TestSentinel, TestServer
+from tests.servers.moving import move_slot
+from tests.servers.working import calls, pending, send
+
+pytestmark = pytest.mark.servers
+OwnServer = Callable[..., TestServer]
+NEVER_IDLE_MS = 60_000
+
+
+@pytest.fixture
+async def stream(server: TestServer, stream_name: str) -> AsyncIterator[Stream]:
+    async with Stream(stream_name, server.url) as found:
+        yield found
+
+
+class Taken:
+    """A consumer and what it has delivered so far."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        self.deliveries: list[Delivery] = []
+        self.error: BaseException | None = None
+
+    @property
+    def ids(self) -> list[bytes]:
+        return [entry_id for delivery in self.deliveries for entry_id in delivery.ids]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [event.fields["n"] for delivery in self.deliveries for event in delivery.batch]
+
+    def ack_all(self) -> None:
+        for delivery in self.deliveries:
+            self.consumer.ack(delivery.shard, delivery.ids)
+
+    async def take(self) -> None:
+        try:
+            async for delivery in self.consumer.deliveries():
+                self.deliveries.append(delivery)
+        except Exception as error:
+            self.error = error
+
+
+@contextlib.asynccontextmanager
+async def consuming(
+    stream: Stream, name: str = "me", *, leave: bool = False, **options: int | str
+) -> AsyncIterator[Taken]:
+    """A consumer that reads; closed at the end, like a process that dies, or told to leave."""
+    consumer = Consumer(stream, "g", name, **{"idle_ms_min": NEVER_IDLE_MS, **options})
+    await consumer.start()
+    taken = Taken(consumer)
+    taking = asyncio.create_task(taken.take())
+    try:
+        yield taken
+        if leave:
+            await consumer.leave()
+    finally:
+        await consumer.close()
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+
+
+def hand_out(server: TestServer, stream: Stream, consumer: str, count: int) -> list[str]:
+    """What a consumer held that is dead by now, and has been idle for long: the entry IDs."""
+    with contextlib.suppress(redis.ResponseError):
+        server.cli("XGROUP", "CREATE", stream.name, "g", "0")
+    ((_, rows),) = server.command(
+        "XREADGROUP", "GROUP", "g", consumer, "COUNT", count, "STREAMS", stream.name, ">"
+    )
+    ids = [row[0] for row in rows]
+    claim = ("XCLAIM", stream.name, "g", consumer, 0, *ids)
+    server.command(*claim, "IDLE", 10 * NEVER_IDLE_MS, "RETRYCOUNT", 1, "JUSTID")
+    return ids
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+async def test_acks_travel_with_reads(own_server: OwnServer, server_name: str) -> None:
+    """While there is more to read, acknowledgements go ahead of the next read in its round trip."""
+    server = own_server(server_name)
+    async with Stream("s", server.url) as stream:
+        await send(stream, make_events(60), "plain")
+        with watching(server) as seen:
+            async with consuming(stream, in_flight_events_max=2) as taken:
+                done = 0
+                while done < 60:
+                    await eventually(lambda done=done: len(taken.deliveries) > done)
+                    for delivery in taken.deliveries[done:]:
+                        taken.consumer.ack(0, delivery.ids)
+                        done += len(delivery.ids)
+                await eventually(lambda: taken.consumer.stats.acknowledged == 60)
+            await eventually(lambda: any("XACK" in line for _, line in seen))
+    reader = next(address for address, line in seen if "XREADGROUP" in line)
+    mine = [line for address, line in seen if address == reader]
+    acks = [at for at, line in enumerate(mine) if line.startswith('"XACK"')]
+    # The last ones find the reader waiting for new entries and go by themselves.
+    assert sum('"XACK"' in line for address, line in seen if address != reader) <= 2
+    assert len(acks) >= 20
+    assert all('"XREADGROUP"' in mine[at + 1] for at in acks)
+
+
+@contextlib.contextmanager
+def watching(server: TestServer) -> Iterator[list[tuple[str, str]]]:
+    """The (connection, command) of all that a server executes meanwhile."""
+    seen: list[tuple[str, str]] = []
+    client = redis.Redis(port=server.port, decode_responses=True)
+    with client.monitor() as monitor:
+
+        def listen() -> None:
+            for found in monitor.listen():
+                if found["command"] == "PING over":
+                    return
+                seen.append(
+                    (
+                        f"{found['client_address']}:{found['client_port']}",
+                        " ".join(f'"{part}"' for part in found["command"].split(" ")),
+                    )
+                )
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            server.command("PING", "over")
+            thread.join(10)
+    client.close()
+
+
+async def test_an_idle_consumer_costs_little(own_server: OwnServer, server_name: str) -> None:
+    """With nothing to do a consumer waits at the server: it does not ask again and again."""
+    server = own_server(server_name)
+    async with Stream("s", server.url) as stream, consuming(stream, idle_ms_min=300) as taken:
+        await send(stream, make_events(3))
+        await eventually(lambda: len(taken.ids) == 1)
+        taken.ack_all()
+        await eventually(lambda: taken.consumer.stats.acknowledged == 1)
+        before = {name: calls(server, name) for name in ("xreadgroup", "xack", "xautoclaim")}
+        # Some ten sweeps take a second.
+        await eventually(lambda: calls(server, "xautoclaim") >= before["xautoclaim"] + 10)
+        assert calls(server, "xreadgroup") <= before["xreadgroup"] + 1
+        assert calls(server, "xack") == before["xack"]
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+async def test_new_entries_stay_within_the_limit(
+    server: TestServer, stream_name: str, shards: int
+) -> None:
+    """However many shards one read covers, no more events are in flight than is allowed."""
+    async with Stream(stream_name, server.url, shards=shards) as stream:
+        await send(stream, make_events(400, keys=50), "plain")
+        async with consuming(stream, in_flight_events_max=64) as taken:
+            await eventually(lambda: taken.consumer.in_flight >= 56)
+            assert taken.consumer.in_flight == len(await pending(stream)) <= 64
+            for _ in range(100):
+                taken.ack_all()
+                if taken.consumer.stats.read == 400:
+                    break
+                read = taken.consumer.stats.read
+                await eventually(lambda read=read: taken.consumer.stats.read > read)
+                assert taken.consumer.in_flight <= 64
+            assert sorted(taken.numbers) == list(range(400))
+
+
+async def test_blocks_stay_within_the_limit(stream: Stream) -> None:
+    """Blocks count by their events: a read does not ask for many large ones at once."""
+    for first in range(0, 5_000, 250):
+        await send(stream, make_events(250, first=first))
+    async with consuming(stream, in_flight_events_max=1_000) as taken:
+        await eventually(lambda: taken.consumer.in_flight >= 1_000)
+        assert taken.consumer.in_flight == 1_000
+        while taken.consumer.stats.read < 20:
+            taken.ack_all()
+            read = taken.consumer.stats.read
+            await eventually(lambda read=read: taken.consumer.stats.read > read)
+            assert taken.consumer.in_flight <= 1_250
+        assert sorted(taken.numbers) == list(range(5_000))
+
+
+async def test_own_pending_entries_stay_within_the_limit(
+    stream: Stream, server: TestServer
+) -> None:
+    """Coming back to a long pending list, a consumer takes it in by what it has room for."""
+    await send(stream, make_events(300), "plain")
+    hand_out(server, stream, "me", 300)
+    async with consuming(stream, in_flight_events_max=40) as taken:
+        while taken.consumer.stats.read < 300:
+            assert taken.consumer.in_flight <= 80
+            taken.ack_all()
+            read = taken.consumer.stats.read
+            await eventually(lambda read=read: taken.consumer.stats.read > read)
+        assert sorted(taken.numbers) == list(range(300))
+        assert {count for d in taken.deliveries for count in d.deliveries.values()} == {1}
+
+
+async def test_reconnecting_is_no_delivery(stream: Stream, server: TestServer) -> None:
+    """What is held while the connection is cut is neither delivered nor counted again."""
+    await send(stream, make_events(5), "plain")
+    async with consuming(stream) as taken:
+        await eventually(lambda: len(taken.ids) == 5)
+        for turn in range(5, 11):
+            server.cli("CLIENT", "KILL", "TYPE", "normal")
+            await send(stream, make_events(1, first=turn), "plain")
+            await eventually(lambda turn=turn: turn in taken.numbers)
+        assert taken.numbers == [*range(5), *range(5, 11)]
+        assert {count for _, count in (await pending(stream))} == {1}
+
+
+class ReadCutter(Proxy):
+    """Cuts the connection before the reply to a read of new entries arrives."""
+
+    def _choose(self, request: bytes) -> str:
+        if not self.every or b"XREADGROUP" not in request:
+            return ""
+        self.done["lost reply"] += 1
+        return "lost reply"
+
+
+async def test_a_lost_reply_is_read_again(server: TestServer, stream_name: str) -> None:
+    """Entries whose reply was lost on the way are delivered, and those that arrived only once."""
+    async with (
+        ReadCutter(server.port) as proxy,
+        Stream(stream_name, proxy.url) as stream,
+        consuming(stream) as taken,
+    ):
+        await send(stream, make_events(3), "plain")
+        await eventually(lambda: len(taken.ids) == 3)
+        for turn in range(1, 5):
+            proxy.every = 1
+            # The read that waits was sent before; this event ends it.
+            await send(stream, make_events(1, first=3 * turn), "plain")
+            await eventually(lambda turn=turn: proxy.done["lost reply"] >= turn)
+            await send(stream, make_events(2, first=3 * turn + 1), "plain")
+            proxy.every = 0
+            await eventually(lambda turn=turn: len(taken.numbers) == 3 * turn + 3)
+        assert sorted(taken.numbers) == list(range(15))
+        assert proxy.done["lost reply"] >= 4
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+async def test_a_destroyed_group_is_created_again(
+    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a group that is created again, what is being handled is not delivered a second time."""
+    await send(stream, make_events(3), "plain")
+    async with consuming(stream) as taken:
+        await eventually(lambda: len(taken.ids) == 3)
+        server.cli("XGROUP", "DESTROY", stream.name, "g")
+        await send(stream, make_events(1, first=3), "plain")
+        await eventually(lambda: 3 in taken.numbers)
+        assert taken.numbers == [0, 1, 2, 3]
+        assert taken.consumer.stats.groups_created == 2
+        assert taken.consumer.in_flight == 4
+        taken.ack_all()
+        await eventually(lambda: taken.consumer.stats.acknowledged == 4)
+        assert taken.consumer.in_flight == 0
+        assert await pending(stream) == []
+    assert "is created again at 0" in caplog.text
+
+
+async def test_losing_a_group_does_not_spin(own_server: OwnServer, server_name: str) -> None:
+    """A group that is lost again and again costs some commands each time, not a hot loop."""
+    server = own_server(server_name)
+    async with Stream("s", server.url) as stream, consuming(stream) as taken:
+        for turn in range(2, 6):
+            server.cli(
+                "DEL" if turn % 2 else "XGROUP", *(["s"] if turn % 2 else ["DESTROY", "s", "g"])
+            )
+            await eventually(lambda turn=turn: taken.consumer.stats.groups_created == turn)
+        assert calls(server, "xreadgroup") <= 4 * 3
+        before = calls(server, "xreadgroup")
+        await send(stream, make_events(1))
+        await eventually(lambda: taken.numbers == [0])
+        assert calls(server, "xreadgroup") <= before + 3
+
+
+async def test_a_group_that_may_not_be_created_ends_the_consumer(own_server: OwnServer) -> None:
+    """Where the group is lost and may not be created again, that is an error and not a loop."""
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream, consuming(stream) as taken:
+        server.cli("ACL", "SETUSER", "default", "-xgroup")
+        server.cli("DEL", "s")
+        await eventually(lambda: taken.error)
+        assert isinstance(taken.error, NotPermittedError)
+
+
+async def test_another_type_at_the_key_ends_the_consumer(
+    stream: Stream, server: TestServer
+) -> None:
+    """If something else takes the stream's place the consumer says so and ends."""
+    async with consuming(stream) as taken:
+        server.cli("SET", stream.name, "text")
+        await eventually(lambda: taken.error)
+        assert isinstance(taken.error, WrongTypeError)
+
+
+async def test_a_refused_acknowledgement_ends_the_consumer(own_server: OwnServer) -> None:
+    """An acknowledgement that may not be given is an error: the events would come for ever."""
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream, consuming(stream) as taken:
+        await send(stream, make_events(1))
+        await eventually(lambda: taken.ids)
+        server.cli("ACL", "SETUSER", "default", "-xack")
+        taken.ack_all()
+        await eventually(lambda: taken.error)
+        assert isinstance(taken.error, NotPermittedError)
+        assert len(await pending(stream)) == 1
+
+
+# --- holding and taking over ---------------------------------------------------------------------
+
+
+async def test_a_full_consumer_renews_what_it_holds(stream: Stream, server: TestServer) -> None:
+    """One that has no room for more still renews: it is not taken for dead."""
+    await send(stream, make_events(20), "plain")
+    async with consuming(stream, "full", idle_ms_min=300, in_flight_events_max=5) as full:
+        await eventually(lambda: full.consumer.in_flight >= 5)
+        async with consuming(stream, "other", idle_ms_min=300) as other:
+            before = calls(server, "xautoclaim")
+            await eventually(lambda: calls(server, "xautoclaim") >= before + 20)
+            assert other.consumer.stats.taken_over == 0
+            assert other.numbers == list(range(5, 20))
+        assert full.consumer.stats.taken_from_us == 0
+
+
+async def test_a_busy_consumer_takes_over_too(stream: Stream, server: TestServer) -> None:
+    """A consumer whose room is used up by new events still takes over, within twice the limit."""
+    await send(stream, make_events(300), "plain")
+    hand_out(server, stream, "dead", 100)
+    async with consuming(stream, idle_ms_min=300, in_flight_events_max=40) as taken:
+        await eventually(lambda: taken.consumer.in_flight >= 50)
+        assert taken.consumer.stats.taken_over >= 10
+        while taken.consumer.stats.taken_over < 100:
+            taken.ack_all()
+            over = taken.consumer.stats.taken_over
+            await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
+            assert taken.consumer.in_flight <= 80
+        taken.ack_all()
+
+
+async def test_a_takeover_is_counted_when_it_is_handled(stream: Stream, server: TestServer) -> None:
+    """Entries handed from one consumer to the next, without a try, keep their delivery count."""
+    await send(stream, make_events(2), "plain")
+    hand_out(server, stream, "dead", 2)
+    for name in ("first", "second", "third"):
+        async with consuming(stream, name, leave=True) as taken:
+            await eventually(lambda taken=taken: len(taken.ids) == 2)
+            assert set(taken.deliveries[0].deliveries.values()) == {1}
+            assert set(await pending(stream)) == {(name.encode(), 1)}
+    async with consuming(stream, "fourth") as taken:
+        await eventually(lambda: len(taken.ids) == 2)
+        await taken.consumer.count_delivery(0, taken.ids[:1], 2)
+        assert [count for _, count in await pending(stream)] == [2, 1]
+
+
+async def test_what_is_anothers_is_left_alone(stream: Stream, server: TestServer) -> None:
+    """A consumer that learns too late that it lost its entries neither settles nor renews them."""
+    await send(stream, make_events(4), "plain")
+    async with consuming(stream) as taken:
+        await eventually(lambda: len(taken.ids) == 4)
+        server.command("XCLAIM", stream.name, "g", "other", 0, *taken.ids)
+        await taken.consumer.settle(0, taken.ids[0], [[b"reason", b"too late"]])
+        assert server.cli("XLEN", stream.dead_key(0)) == "0"
+        assert taken.consumer.stats.taken_from_us == 1
+        await taken.consumer.count_delivery(0, taken.ids[1:3], 9)
+        assert taken.consumer.stats.taken_from_us == 3
+        assert [taken.consumer.holds(0, i) for i in taken.ids] == [False, False, False, True]
+        assert set(await pending(stream)) == {(b"other", 2)}
+        taken.consumer.ack(0, taken.ids[:3])
+        assert taken.consumer.in_flight == 1
+    assert len(await pending(stream)) == 4
+
+
+async def test_settling_is_one_step(stream: Stream, server: TestServer) -> None:
+    """An acknowledgement and its dead letters happen together, and only once."""
+    await send(stream, make_events(1))
+    async with consuming(stream) as taken:
+        await eventually(lambda: taken.ids)
+        letters = [[b"n", b"%d" % n, b"d", b"\x00\xff"] for n in range(3)]
+        await taken.consumer.settle(0, taken.ids[0], letters)
+        await taken.consumer.settle(0, taken.ids[0], letters)
+        assert taken.consumer.in_flight == 0
+        assert taken.consumer.stats.acknowledged == 1
+    assert await pending(stream) == []
+    assert server.cli("XLEN", stream.dead_key(0)) == "3"
+
+
+async def test_nothing_is_taken_from_the_living(stream: Stream, server: TestServer) -> None:
+    """Of many consumers that hold entries for long and sweep all the time none takes another's."""
+    await send(stream, make_events(40), "plain")
+    async with contextlib.AsyncExitStack() as stack:
+        everyone = [
+            await stack.enter_async_context(
+                consuming(stream, f"c{n}", idle_ms_min=600, in_flight_events_max=10)
+            )
+            for n in range(4)
+        ]
+        await eventually(lambda: sum(one.consumer.in_flight for one in everyone) == 40)
+        before = calls(server, "xautoclaim")
+        await eventually(lambda: calls(server, "xautoclaim") >= before + 30)
+        assert [one.consumer.stats.taken_over for one in everyone] == [0] * 4
+        assert sorted(n for one in everyone for n in one.numbers) == list(range(40))
+
+
+# --- deleted entries -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["own", "taken over"])
+async def test_deleted_entries_are_cleared(
+    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Entries that were deleted while pending are counted as lost, named, and taken off the list:
+    with what this consumer left itself, and with what it takes over."""
+    await send(stream, make_events(10), "plain")
+    ids = hand_out(server, stream, "me" if how == "own" else "dead", 10)
+    server.command("XTRIM", stream.name, "MINID", ids[3])
+    server.command("XDEL", stream.name, ids[7])
+    with caplog.at_level(logging.ERROR, "standpipe.consumer"):
+        async with consuming(stream) as taken:
+            await eventually(lambda: len(taken.ids) == 6)
+            await eventually(lambda: taken.consumer.stats.lost == 4)
+            assert taken.numbers == [3, 4, 5, 6, 8, 9]
+            assert len(await pending(stream)) == 6
+    assert all(ids[n] in caplog.text for n in (0, 1, 2, 7))
+    assert ids[3] not in caplog.text
+
+
+async def test_deleted_while_it_is_held(stream: Stream, server: TestServer) -> None:
+    """What is deleted while it is being handled is lost if the server says so, taken by nobody."""
+    await send(stream, make_events(3), "plain")
+    async with consuming(stream, idle_ms_min=200) as taken:
+        await eventually(lambda: len(taken.ids) == 3)
+        server.command("XDEL", stream.name, taken.ids[1])
+        before = calls(server, "xclaim")
+        await eventually(lambda: calls(server, "xclaim") >= before + 2)
+        # Redis 6.2 goes on renewing an entry that is not there.
+        assert taken.consumer.stats.lost == (0 if server.name == "redis-6.2" else 1)
+        assert taken.consumer.stats.taken_from_us == 0
+        taken.ack_all()
+        await eventually(lambda: taken.consumer.stats.acknowledged >= 2)
+        assert taken.consumer.in_flight == 0
+    assert await pending(stream) == []
+
+
+# --- leaving -------------------------------------------------------------------------------------
+
+
+async def test_leaving_with_nothing_pending(stream: Stream, server: TestServer) -> None:
+    """A consumer that has settled everything is no member of the group any more."""
+    await send(stream, make_events(3), "plain")
+    async with consuming(stream, leave=True) as taken:
+        await eventually(lambda: len(taken.ids) == 3)
+        taken.ack_all()
+    assert await pending(stream) == []
+    assert server.command("XINFO", "CONSUMERS", stream.name, "g") == []
+
+
+async def test_leaving_gives_back(stream: Stream, server: TestServer) -> None:
+    """What is left is marked idle, keeps its count, and its consumer stays until it is taken."""
+    await send(stream, make_events(2_500), "plain")
+    async with consuming(stream, "first", leave=True, idle_ms_min=200) as first:
+        await eventually(lambda: len(first.ids) == 2_500)
+        first.consumer.ack(0, first.ids[:10])
+    (row,) = server.command("XINFO", "CONSUMERS", stream.name, "g")
+    assert (row[1], row[3]) == ("first", 2_490)
+    rows = server.command("XPENDING", stream.name, "g", "-", "+", 5_000)
+    assert len(rows) == 2_490
+    assert all(idle >= 200 and count == 1 for _, _, idle, count in rows)
+
+
+async def test_leaving_a_group_that_is_gone(stream: Stream, server: TestServer) -> None:
+    """Leaving goes through where there is nothing to leave any more."""
+    async with consuming(stream, leave=True) as taken:
+        await taken.consumer.stop_reading()
+        server.cli("DEL", stream.name)
+    assert server.cli("EXISTS", stream.name) == "0"
+
+
+async def test_leaving_a_server_that_is_gone(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a server, leaving ends after some tries and says what that means."""
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream, consuming(stream, leave=True) as taken:
+        await send(stream, make_events(1))
+        await eventually(lambda: taken.ids)
+        taken.ack_all()
+        server.kill()
+    assert "could not leave" in caplog.text
+
+
+# --- failover ------------------------------------------------------------------------------------
+
+
+async def _follows(
+    stream: Stream, trouble: Callable[[], Awaitable[None]], taken: Taken, shards: int
+) -> None:
+    await send(stream, make_events(50, keys=50), "plain")
+    await eventually(lambda: len(taken.numbers) == 50)
+    await trouble()
+    await send(stream, make_events(50, keys=50, first=50), "plain")
+    taken.ack_all()
+    await eventually(lambda: set(taken.numbers) == set(range(100)), 30)
+    taken.ack_all()
+    await eventually(lambda: taken.consumer.in_flight == 0, 30)
+
+    async def nothing_pending() -> bool:
+        return not await pending(stream)
+
+    await eventually(nothing_pending, 30)
+
+
+@pytest.mark.faults
+async def test_a_slot_that_moves(cluster: Callable[..., TestCluster]) -> None:
+    """When a shard moves to another node of the cluster its consumer follows."""
+    nodes = cluster("valkey-9.1")
+    async with Stream("s", nodes.url, shards=6) as stream, consuming(stream) as taken:
+
+        async def move() -> None:
+            key = stream.keys[0]
+            target = next(node for node in nodes.nodes if node is not nodes.node_of(key))
+            await asyncio.to_thread(move_slot, nodes, key, target)
+            await stream.server.refresh()
+
+        await _follows(stream, move, taken, 6)
+        assert max(Counter(taken.numbers).values()) == 1
+
+
+@pytest.mark.faults
+async def test_a_failover(sentinel: Callable[..., TestSentinel]) -> None:
+    """When Sentinel names another primary the consumer goes on there."""
+    found = sentinel("valkey-9.1")
+    async with Stream("s", found.url) as stream, consuming(stream) as taken:
+
+        async def fail_over() -> None:
+            await eventually(lambda: found.replica.cli("XLEN", "s") == "50")
+            found.sentinel.command("SENTINEL", "FAILOVER", "mymaster")
+            await eventually(lambda: found.current() is found.replica, 30)
+            await eventually(
+                lambda: found.primary.info("replication")["role"] == "slave",
+                30,
+                ignore=(redis.RedisError,),  # It drops its clients meanwhile.
+            )
+            await stream.server.refresh()
+
+        await _follows(stream, fail_over, taken, 1)
+
+
+async def test_a_password_that_changes(own_server: OwnServer) -> None:
+    """A server that asks for another password ends the consumer with an AuthenticationError."""
+    server = own_server("redis-6.2", requirepass="old")
+    url = server.url.replace("//", "//:old@")
+    async with Stream("s", url) as stream, consuming(stream) as taken:
+        server.cli("CONFIG", "SET", "requirepass", "new")
+        server.config["requirepass"] = "new"
+        server.cli("CLIENT", "KILL", "TYPE", "normal")
+        await eventually(lambda: taken.error)
+        assert isinstance(taken.error, AuthenticationError)
+
+
+async def test_producing_goes_on_beside_consuming(stream: Stream) -> None:
+    """Events that come while others are handled are delivered once, in the shard's order."""
+    async with consuming(stream) as taken, Producer(stream, codec="plain") as producer:
+        for first in range(0, 1_000, 10):
+            await producer.send_many(make_events(10, first=first))
+            if first % 100 == 0:
+                taken.ack_all()
+        await producer.flush()
+        await eventually(lambda: len(taken.numbers) >= 1_000)
+        assert taken.numbers == list(range(1_000))
