@@ -257,11 +257,11 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB of its own."""
+    """A file system of 40 MiB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)],
         check=False,
         capture_output=True,
     )
@@ -273,14 +273,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path, *, leaving: int = 0) -> Path:
-    """Take what is left of a disk but for some bytes."""
+def fill(folder: Path) -> Path:
+    """Take all that is left of a disk."""
     ballast = folder / "ballast"
     stat = os.statvfs(folder)
     with ballast.open("wb") as file:
-        if stat.f_bavail * stat.f_frsize > leaving:
-            os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize - leaving)
-    assert os.statvfs(folder).f_bavail * stat.f_frsize <= leaving
+        if stat.f_bavail:
+            os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize)
+    assert os.statvfs(folder).f_bavail == 0
     return ballast
 
 
@@ -298,45 +298,61 @@ def append_until_full(spool: Spool, shard: str, first: int) -> int:
         assert number < 10_000
 
 
-def test_a_disk_that_is_full(small_disk: Path) -> None:
-    """A disk without a byte left is a typed, retryable error; what is stored stays and can be read,
-    and appending goes on when there is room again."""
+def sequences(spool: Spool, shard: str) -> list[int]:
+    return [sequence for _, _, sequence in stored(spool)[shard]]
+
+
+@pytest.mark.parametrize("free_min", [0, SPOOL_WAL_BYTES])
+def test_a_disk_that_the_spool_fills(small_disk: Path, free_min: int) -> None:
+    """A disk without room is a typed, retryable error; what is stored stays, can be read and
+    drained, and appending goes on when there is room again."""
     path = small_disk / "spool"
     shard = SHARDS[0]
-    with Spool(path, disk_free_bytes_min=SPOOL_WAL_BYTES) as spool:
+    with Spool(path, disk_free_bytes_min=free_min) as spool:
         taken = append_until_full(spool, shard, 1)
-        assert taken > 10
-        ballast = fill(small_disk)
-        for size in (1, taken + 2):
+        assert taken > 50
+        fill(small_disk)
+        for size in (1, taken):
             with pytest.raises(SpoolFullError):
                 spool.append([block(shard, "p", taken + n) for n in range(1, size + 1)])
-        assert [name[2] for name in stored(spool)[shard]] == list(range(1, taken + 1))
+        assert sequences(spool, shard) == list(range(1, taken + 1))
+        # The content is random bytes; everything else has to be right.
         assert {finding.kind for finding in spool.verify()} == {"content"}
-    # It can be opened, and asked, on the full disk as well.
-    with Spool.open_readonly(path) as reader:
-        assert reader.summary().blocks == taken
-    ballast.unlink()
-    with Spool(path, disk_free_bytes_min=SPOOL_WAL_BYTES) as spool:
-        assert [name[2] for name in stored(spool)[shard]] == list(range(1, taken + 1))
-        spool.remove(shard, "p", taken - 1)
-        assert append_until_full(spool, shard, taken + 1) > taken + 10
-        assert stored(spool)[shard][0][2] == taken
+        assert spool.remove(shard, "p", taken - 1) == taken - 1
+        (small_disk / "ballast").unlink()
+        more = append_until_full(spool, shard, taken + 1)
+        assert sequences(spool, shard) == list(range(taken, more + 1))
+        assert more > taken + 50
 
 
-def test_draining_works_on_a_disk_that_others_filled(small_disk: Path) -> None:
-    """The room that appending leaves lets a spool be drained to the end when others take the rest
-    of the disk up to a tenth of that room."""
+@pytest.mark.parametrize("count", [5, 30, 60, 90, 118])
+def test_a_disk_that_others_fill(small_disk: Path, count: int) -> None:
+    """At whatever point of the write-ahead log others take the rest of the disk, to the last byte:
+    the spool is drained to the end, by the process that has it and by one that opens it."""
     path = small_disk / "spool"
     shard = SHARDS[0]
-    with Spool(path, disk_free_bytes_min=2 * SPOOL_WAL_BYTES) as spool:
-        taken = append_until_full(spool, shard, 1)
-        assert taken > 10
-        fill(small_disk, leaving=SPOOL_WAL_BYTES // 5)
-        with pytest.raises(SpoolFullError):
-            spool.append([block(shard, "p", taken + 1)])
-        for number in range(1, taken + 1):
+    with Spool(path, disk_free_bytes_min=0) as spool:
+        for number in range(1, count + 1):
+            spool.append([block(shard, "p", number)])
+        ballast = fill(small_disk)
+        for number in range(1, count):
             assert spool.remove(shard, "p", number) == 1
-        assert stored(spool)[shard] == []
+        assert spool.set_aside(shard, "p", count, reason="refused")
+        ballast.unlink()
+        spool.append([block(shard, "p", count + n) for n in (1, 2)])
+    # Closed properly, it has neither a log nor the log's index.
+    fill(small_disk)
+    with Spool(path, disk_free_bytes_min=0) as spool:
+        assert sequences(spool, shard) == [count + 1, count + 2]
+        assert spool.remove(shard, "p", count + 2) == 2
+
+
+def test_there_is_no_room_for_a_spool(small_disk: Path) -> None:
+    """Creating one on a full disk is the same typed, retryable error."""
+    fill(small_disk)
+    with pytest.raises(SpoolFullError) as caught:
+        Spool(small_disk / "spool")
+    assert caught.value.retryable
 
 
 def test_a_disk_that_cannot_be_written(small_disk: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -148,15 +147,19 @@ async def test_tls_client_certificate(tls_server: OwnServer) -> None:
     await ping(url)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_tls_closing_does_not_wait(tls_server: OwnServer) -> None:
     """A TLS connection to a server that hangs is closed at once, without its goodbye."""
     server = tls_server()
     async with Server(server.url) as wire:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         link = await wire.link("k")
         server.stop()
         await link.close()
-        await eventually(lambda: len(os.listdir("/proc/self/fd")) == before, 2)
+        await eventually(lambda: open_files() == before, 2)
         server.cont()
 
 

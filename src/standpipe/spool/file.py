@@ -333,8 +333,9 @@ class SpoolFile:
         reserve = self._beside(".reserve")
         try:
             if not reserve.exists() or reserve.stat().st_size < SPOOL_RESERVE_BYTES:
-                # Written out: a file with holes reserves nothing.
-                reserve.write_bytes(bytes(SPOOL_RESERVE_BYTES))
+                reserve.touch(mode=0o600)
+                # A file with holes reserves nothing, nor do zeros where the file system compresses.
+                reserve.write_bytes(os.urandom(SPOOL_RESERVE_BYTES))
         except OSError as error:
             with suppress(OSError):
                 reserve.unlink(missing_ok=True)
