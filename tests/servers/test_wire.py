@@ -61,6 +61,11 @@ def socket_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def open_files() -> int:
+    """How many files and sockets this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def ping(url: str) -> None:
     """Connect, say PING, and leave nothing open, whatever comes of it."""
     async with Server(url) as wire:
@@ -145,10 +150,6 @@ async def test_tls_client_certificate(tls_server: OwnServer) -> None:
         await ping(server.url)
     url = f"{server.url}&ssl_certfile={files.client}&ssl_keyfile={files.client_key}"
     await ping(url)
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_tls_closing_does_not_wait(tls_server: OwnServer) -> None:

@@ -247,10 +247,10 @@ def test_a_blob_of_the_wrong_size_is_written_again(anywhere: Blobs, folder: Path
     """What another program has cut off is mended by the next put."""
     reference = anywhere.put(b"hello")
     if folder.exists():
-        path_of(folder, reference).write_bytes(b"hel")
+        path_of(folder, reference).write_bytes(b"h")
     else:
         root = Path(repr(anywhere).removeprefix("<Blobs in memory:/").removesuffix(">"))
-        MemoryFileSystem().pipe_file(str(path_of(root, reference)), b"hel")
+        MemoryFileSystem().pipe_file(str(path_of(root, reference)), b"h")
     assert not anywhere.exists(reference)
     assert anywhere.put(b"hello") == reference
     assert anywhere.get(reference) == b"hello"

@@ -121,7 +121,7 @@ class Blobs:
     # --- putting ---------------------------------------------------------------------------------
 
     def put(self, data: Payload, *, media_type: str | None = None) -> str:
-        """Keep a payload and return its reference, a text of some 350 characters at most.
+        """Keep a payload and return its reference, a text of less than 400 characters.
 
         Args:
             data: Bytes, a Path, or an open binary file, which is read to its end and left open.
