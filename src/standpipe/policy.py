@@ -54,8 +54,9 @@ def on_takeover(deliveries: int, deliveries_max: int) -> Verdict:
 
     It has been delivered ``deliveries`` times, the takeover included. One that has already been
     tried ``deliveries_max`` times most likely kills its workers: no handler lives to report it.
+    One delivery alone says nothing: the entry may have been read and never begun.
     """
-    return "retry" if deliveries <= deliveries_max else "dead"
+    return "retry" if deliveries <= max(deliveries_max, 2) else "dead"
 
 
 def renew_every_ms(idle_ms_min: int, renewals: int) -> int:

@@ -407,7 +407,9 @@ class Worker:
                 if not self._is_async and not self._is_batch:
                     calls += self._more_calls()
                 again = [call for call in calls if call.deliveries > 1]
-                if new := [call for call in calls if call.deliveries == 1]:
+                # What another worker has taken over meanwhile is not begun.
+                fresh = [call for call in calls if call.deliveries == 1]
+                if new := [call for call in fresh if self._holds_any(call)]:
                     await self._try(new)
                 for call in again:
                     await self._try_again(call)
@@ -417,6 +419,9 @@ class Worker:
                     self._quiet.set()
             # A queue that is not empty is no pause: reading and renewing have to have their turn.
             await asyncio.sleep(0)
+
+    def _holds_any(self, call: _Call) -> bool:
+        return any(self.consumer.holds(entry.shard, entry.id) for entry in call.opened)
 
     def _more_calls(self) -> list[_Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
@@ -448,7 +453,7 @@ class Worker:
             await self.consumer.count_delivery(shard, ids, count)
         except StandpipeError as error:
             log.warning("the delivery count of %s could not be kept: %s", call.first, error)
-        return any(self.consumer.holds(shard, entry_id) for entry_id in ids)
+        return self._holds_any(call)
 
     async def _try(self, calls: list[_Call]) -> None:
         """Call the handler, and settle or queue again what comes of it."""

@@ -265,6 +265,23 @@ async def test_a_hopeless_event_becomes_a_dead_letter(stream: Stream) -> None:
     assert await settled(stream)
 
 
+async def test_without_its_letter_an_entry_stays_pending(
+    stream: Stream, server: TestServer
+) -> None:
+    """Where a dead letter cannot be kept the entry is not acknowledged: nothing is lost."""
+    server.command("RPUSH", stream.dead_key(0), "something else")
+    await send(stream, make_events(1))
+    worker = Worker(stream, "g")
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        raise Reject("never")
+
+    with pytest.raises(WrongTypeError):
+        await worker.run()
+    assert server.command("XPENDING", stream.name, "g")[0] == 1
+
+
 async def test_reject_is_dead_at_once(stream: Stream) -> None:
     """Reject makes a dead letter without another try."""
     worker = Worker(stream, "g")

@@ -58,11 +58,16 @@ def test_failing_event_is_given_up(deliveries_max: int) -> None:
     assert verdicts == ["retry"] * (deliveries_max - 1) + ["dead"] * 2
 
 
-@pytest.mark.parametrize("deliveries_max", [1, 5])
+@pytest.mark.parametrize("deliveries_max", [2, 5])
 def test_entry_that_kills_its_workers_is_given_up(deliveries_max: int) -> None:
     """An entry that has been begun as often as it may, and never reported, is not begun again."""
     verdicts = [on_takeover(n, deliveries_max) for n in range(1, deliveries_max + 2)]
     assert verdicts == ["retry"] * deliveries_max + ["dead"]
+
+
+def test_one_delivery_says_nothing_against_an_entry() -> None:
+    """What was read once may never have been begun: it is handled, even if once is the limit."""
+    assert [on_takeover(n, 1) for n in (1, 2, 3)] == ["retry", "retry", "dead"]
 
 
 @given(idle_ms=st.integers(1, 10**9), renewals=st.integers(1, 100))

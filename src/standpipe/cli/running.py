@@ -82,7 +82,9 @@ def on_stop_signals(stop: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def asked(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)
+        # SIGTERM may come twice, from a service manager to all processes and from the parent.
+        if number == signal.SIGINT:
+            loop.remove_signal_handler(number)
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
