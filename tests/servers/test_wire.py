@@ -421,15 +421,16 @@ async def test_killed_server(server_name: str, own_server: OwnServer) -> None:
         assert "server runs" in caught.value.hint
 
 
-async def test_script_is_taught(wire: Server, server_name: str, own_server: OwnServer) -> None:
+async def test_script_is_taught(server_name: str, own_server: OwnServer) -> None:
     """A script that the server has forgotten is taught again without the caller's doing."""
     server = own_server(server_name)
     async with Server(server.url) as wire:
-        leave = script("leave")
-        await wire.call("XGROUP", "CREATE", "s", "g", "0", "MKSTREAM", key="s")
-        assert await wire.run(leave, ["s"], "g", "nobody") == -1
-        server.command("SCRIPT", "FLUSH")
-        assert await wire.run(leave, ["s"], "g", "nobody") == -1
+        for number in (1, 2, 3):
+            arguments = (number, number - 1, number - 1, 60_000, "rows1", 1, b"payload")
+            reply = await wire.run(script("append"), ["s", side_key("s", "seq:p")], *arguments)
+            assert reply[0] == b"new"
+            server.command("SCRIPT", "FLUSH")
+    assert server.command("XLEN", "s") == 3
 
 
 # --- what a server says --------------------------------------------------------------------------
