@@ -175,6 +175,9 @@ SYNC_SLICE_EVENTS_MAX: Final = 256
 50 µs, which would be all of it for a handler that takes one. Short, so that slow handlers still
 spread over the threads."""
 
+TURN_MS_MAX: Final = 10
+"""How long async handlers that never wait go on before reading and renewing have their turn."""
+
 TRACE_CHARS_MAX: Final = 4_000
 """The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
 

@@ -33,6 +33,7 @@ from standpipe.limits import (
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
     TRACE_CHARS_MAX,
+    TURN_MS_MAX,
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
@@ -214,6 +215,7 @@ class Worker:
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
+        self._turn_ends = 0.0
         self._suspects = asyncio.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._call_s = SYNC_SLICE_MS / 1000
@@ -366,7 +368,7 @@ class Worker:
 
     async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
-        is_suspect = 1 < deliveries == self._deliveries_max
+        is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
             await self._settle(empty, [0] * len(empty))
             if not len(batch):
@@ -401,27 +403,33 @@ class Worker:
 
     async def _run_calls(self) -> None:
         while True:
-            calls = [await self._calls.get()]
+            call = await self._calls.get()
             self._busy += 1
             try:
-                if not self._is_async and not self._is_batch:
-                    calls += self._more_calls()
-                again = [call for call in calls if call.deliveries > 1]
-                # What another worker has taken over meanwhile is not begun.
-                fresh = [call for call in calls if call.deliveries == 1]
-                if new := [call for call in fresh if self._holds_any(call)]:
-                    await self._try(new)
-                for call in again:
+                if call.deliveries > 1:
                     await self._try_again(call)
+                elif self._is_async or self._is_batch:
+                    await self._try([call])
+                else:
+                    calls = [call, *self._more_calls()]
+                    again = [call for call in calls if call.deliveries > 1]
+                    await self._try([call for call in calls if call.deliveries == 1])
+                    for call in again:
+                        await self._try_again(call)
             finally:
                 self._busy -= 1
                 if not self._busy:
                     self._quiet.set()
-            # A queue that is not empty is no pause: reading and renewing have to have their turn.
-            await asyncio.sleep(0)
+            if time.monotonic() > self._turn_ends:
+                await self._pause()
 
-    def _holds_any(self, call: _Call) -> bool:
-        return any(self.consumer.holds(entry.shard, entry.id) for entry in call.opened)
+    async def _pause(self) -> None:
+        """Let reading and renewing have their turn: to take from a full queue is no pause."""
+        ended = self._turn_ends
+        await asyncio.sleep(0)
+        # All runners share one turn, begun by the first of them.
+        if self._turn_ends == ended:
+            self._turn_ends = time.monotonic() + TURN_MS_MAX / 1000
 
     def _more_calls(self) -> list[_Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
@@ -429,21 +437,22 @@ class Worker:
         return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
 
     async def _try_again(self, call: _Call) -> None:
-        """Call the handler once more, unless another worker has the event by now.
+        """Call the handler once more.
 
         The try is counted on the server first: this process may not live to do so after. Of those
         whose workers may have died of them only one at a time has its last try, so that it is clear
         which one it was if this worker dies too.
         """
         async with self._suspects if call.is_suspect else nullcontext():
-            if not self._stop_asked.is_set() and await self._count(call):
+            if not self._stop_asked.is_set():
+                await self._count(call)
                 await self._try([call])
                 if call.is_suspect:
                     # Its acknowledgement must not go down with the next one.
                     await self.consumer.flush(call.opened[0].shard)
 
-    async def _count(self, call: _Call) -> bool:
-        """Count a delivery; returns whether an entry of it is still this worker's."""
+    async def _count(self, call: _Call) -> None:
+        """Write the delivery count of a call's entries to the server."""
         shard, ids = call.opened[0].shard, [entry.id for entry in call.opened]
         # Of an entry's events each is tried by itself, and the entry has one count for all.
         count = max(call.deliveries, *(entry.deliveries for entry in call.opened))
@@ -453,20 +462,24 @@ class Worker:
             await self.consumer.count_delivery(shard, ids, count)
         except StandpipeError as error:
             log.warning("the delivery count of %s could not be kept: %s", call.first, error)
-        return self._holds_any(call)
+
+    def _holds(self, call: _Call) -> bool:
+        """Whether an entry of a call is still this worker's."""
+        return any(self.consumer.holds(entry.shard, entry.id) for entry in call.opened)
 
     async def _try(self, calls: list[_Call]) -> None:
-        """Call the handler, and settle or queue again what comes of it."""
-        given = [self._arguments(call) for call in calls]
+        """Call the handler, and settle or queue again what comes of it.
+
+        Not for what another worker has taken over meanwhile.
+        """
+        if self.consumer.has_lost_some:
+            calls = [call for call in calls if self._holds(call)]
         if self._is_async:
-            outcomes = [await self._call(*arguments) for arguments in given]
-        else:
-            outcomes = await self._call_in_thread(given)
-        for call, error in zip(calls, outcomes, strict=True):
-            if error is None:
-                await self._succeeded(call)
-            else:
-                await self._failed(call, error)
+            for call in calls:
+                await self._came_of(call, await self._call(call))
+        elif calls:
+            for call, error in zip(calls, await self._call_in_thread(calls), strict=True):
+                await self._came_of(call, error)
 
     def _arguments(self, call: _Call) -> tuple[Any, ...]:
         if not self._wants_context:
@@ -480,11 +493,11 @@ class Worker:
         )
         return call.argument, context
 
-    async def _call(self, *arguments: Any) -> BaseException | None:
+    async def _call(self, call: _Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
         assert self._handler is not None
         try:
-            await self._handler(*arguments)
+            await self._handler(*self._arguments(call))
         except Exception as error:
             return error
         except asyncio.CancelledError as error:
@@ -495,10 +508,11 @@ class Worker:
             return error
         return None
 
-    async def _call_in_thread(self, given: list[tuple[Any, ...]]) -> list[BaseException | None]:
+    async def _call_in_thread(self, calls: list[_Call]) -> list[BaseException | None]:
         """Call a plain handler for each in turn; returns what it raised."""
         handler = self._handler
         assert handler is not None
+        given = [self._arguments(call) for call in calls]
 
         def run() -> list[BaseException | None]:
             outcomes: list[BaseException | None] = []
@@ -519,7 +533,10 @@ class Worker:
 
     # --- settling --------------------------------------------------------------------------------
 
-    async def _succeeded(self, call: _Call) -> None:
+    async def _came_of(self, call: _Call, error: BaseException | None) -> None:
+        if error is not None:
+            await self._failed(call, error)
+            return
         counts = _counts(call.argument)
         self.stats.handled += sum(counts)
         await self._settle(call.opened, counts)

@@ -153,6 +153,11 @@ class Consumer:
         """Events delivered and not yet settled."""
         return self._intake.in_flight
 
+    @property
+    def has_lost_some(self) -> bool:
+        """Whether an entry has ever ceased to be this consumer's before it was settled."""
+        return self._intake.stats.taken_from_us > 0 or self._intake.stats.lost > 0
+
     def holds(self, shard: int, entry_id: bytes) -> bool:
         """Whether an entry is still this consumer's, as far as it knows."""
         return entry_id in self._lane(shard).held[shard]

@@ -426,6 +426,8 @@ class Lane:
         period = renew_every_ms(self.member.idle_ms_min, RENEWALS_PER_IDLE) / 1000
         attempt = 0
         while True:
+            # Some jitter, so that many workers started together do not sweep together.
+            due = time.monotonic() + period * random.uniform(0.8, 1.0)
             try:
                 await self._renew(older_than=period / 2)
                 await self._sweep()
@@ -437,8 +439,7 @@ class Lane:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            # Some jitter, so that many workers started together do not sweep together.
-            await asyncio.sleep(period * random.uniform(0.8, 1.0))
+            await asyncio.sleep(due - time.monotonic())
 
     async def _renew(self, *, older_than: float) -> None:
         limit = time.monotonic() - older_than

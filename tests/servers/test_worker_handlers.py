@@ -1,0 +1,376 @@
+"""What handlers may do to a worker: block it, wait, fail in odd ways, or not be handlers at all."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from standpipe import Batch, Context, Event, Reject, Retry, Stream, Worker
+from standpipe.errors import HandlerError
+from tests.conditions import eventually
+from tests.servers.entries import make_events, numbers
+from tests.servers.fleet import Fleet, TestServer
+from tests.servers.working import calls, letters, pending, running, send, settled
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture
+def server(fleet: Fleet) -> Iterator[TestServer]:
+    """One server stands for all: what is held here is held by the worker alone."""
+    found = fleet.shared("valkey-9.1")
+    yield found
+    fleet.check(found)
+
+
+@pytest.fixture
+async def stream(server: TestServer, stream_name: str) -> AsyncIterator[Stream]:
+    async with Stream(stream_name, server.url) as found:
+        yield found
+
+
+# --- not a handler -------------------------------------------------------------------------------
+
+
+def _generator(event: Event) -> Any:
+    yield event
+
+
+async def _async_generator(event: Event) -> Any:
+    yield event
+
+
+def _keyword(event: Event, *, database: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("handler", [_generator, _async_generator, _keyword])
+def test_what_would_do_nothing_is_refused(handler: Callable[..., Any]) -> None:
+    """A function that a call does not run, or that cannot be called, is refused with a hint."""
+    for kind in ("each", "batch"):
+        worker = Worker(Stream("s", "redis://127.0.0.1:1"), "g")
+        with pytest.raises(HandlerError) as caught:
+            getattr(worker, kind)(handler)
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["each", "batch"])
+@pytest.mark.parametrize("what", ["coroutine", "generator"])
+async def test_what_has_only_begun_is_not_acknowledged(
+    stream: Stream, kind: str, what: str
+) -> None:
+    """A plain handler that returns something to be awaited has handled nothing: run() says so."""
+
+    async def store(given: Any) -> None:
+        raise AssertionError("never awaited")
+
+    def returned(given: Any) -> Any:
+        return store(given) if what == "coroutine" else _generator(given)
+
+    await send(stream, make_events(3))
+    worker = Worker(stream, "g")
+    getattr(worker, kind)(returned)
+    with pytest.raises(HandlerError, match="handled nothing yet") as caught:
+        await asyncio.wait_for(worker.run(), 10)
+    assert "async def" in caught.value.hint
+    assert len(await pending(stream)) == 1
+    gc.collect()  # A coroutine that is forgotten would warn now.
+
+
+@pytest.mark.parametrize("kind", ["partial", "callable", "method", "wrapped", "built-in"])
+async def test_what_may_be_a_handler(stream: Stream, kind: str) -> None:
+    """Partials, objects, methods, decorated functions and functions written in C are handlers."""
+    seen: list[Event] = []
+
+    async def three(extra: str, event: Event, context: Context) -> None:
+        assert (extra, context.group) == ("x", "g")
+        seen.append(event)
+
+    class Sink:
+        async def __call__(self, event: Event) -> None:
+            seen.append(event)
+
+        def store(self, event: Event, context: Context) -> None:
+            assert context.group == "g"
+            seen.append(event)
+
+    @functools.wraps(three)
+    async def wrapped(*arguments: Any) -> None:
+        await three(*arguments)
+
+    handlers: dict[str, Callable[..., Any]] = {
+        "partial": functools.partial(three, "x"),
+        "callable": Sink(),
+        "method": Sink().store,
+        "wrapped": functools.partial(wrapped, "x"),
+        "built-in": seen.append,
+    }
+    await send(stream, make_events(3))
+    worker = Worker(stream, "g")
+    worker.each(handlers[kind])
+    async with running(worker):
+        await eventually(lambda: len(seen) == 3)
+        await eventually(lambda: settled(stream))
+
+
+# --- odd failures --------------------------------------------------------------------------------
+
+
+async def test_a_cancellation_inside_a_handler_is_a_failure(stream: Stream) -> None:
+    """If something that a handler waits for is cancelled, that is tried again like any failure."""
+    tries = 0
+    worker = Worker(stream, "g")
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            waiting = asyncio.ensure_future(asyncio.Event().wait())
+            waiting.cancel()
+            await waiting
+
+    await send(stream, make_events(1))
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 1)
+    assert tries == 2
+    assert worker.stats.retried == 1
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("meter-\udc80"), rb"ValueError: meter-\udc80"),
+        (ValueError("x" * 100_000), b"ValueError: xxx"),
+        (Unspeakable(), b"Unspeakable"),
+        (ExceptionGroup("both", [ValueError("a"), KeyError("b")]), b"both (2 sub-exceptions)"),
+    ],
+    ids=["no unicode", "long", "no text", "group"],
+)
+async def test_any_exception_makes_a_letter(
+    stream: Stream, error: Exception, reason: bytes
+) -> None:
+    """Whatever a handler raises is kept as the reason: it never ends the worker."""
+    worker = Worker(stream, "g", deliveries_max=1)
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        if event.fields["n"] == 0:
+            raise error
+
+    await send(stream, make_events(2))
+    async with running(worker):
+        await eventually(lambda: worker.stats.dead == 1 and worker.stats.handled == 1)
+        await eventually(lambda: settled(stream))
+    (letter,) = await letters(stream)
+    assert reason in letter["reason"]
+    assert len(letter["reason"]) <= 4_000
+    assert letter["trace"]
+
+
+async def test_many_letters_of_one_block(stream: Stream) -> None:
+    """All events of a block that are given up on are kept in the step that acknowledges it."""
+    worker = Worker(stream, "g")
+
+    @worker.batch
+    def handle(batch: Batch) -> None:
+        raise Reject("none of them")
+
+    await send(stream, make_events(300))
+    async with running(worker):
+        await eventually(lambda: worker.stats.dead == 300)
+        await eventually(lambda: settled(stream))
+    kept = [msgspec.msgpack.decode(letter["d"], type=Event) for letter in await letters(stream)]
+    assert sorted(numbers(kept)) == list(range(300))
+
+
+async def test_events_of_a_block_fail_apart(stream: Stream) -> None:
+    """In one block one event is rejected, one fails and is mended, one is hopeless, the rest go
+    through; the block is acknowledged when the last of them is settled."""
+    tries: dict[int, list[int]] = {}
+    worker = Worker(stream, "g", deliveries_max=3)
+
+    @worker.each
+    async def handle(event: Event, context: Context) -> None:
+        n = event.fields["n"]
+        tries.setdefault(n, []).append(context.deliveries)  # type: ignore[arg-type]
+        if n == 1:
+            raise Reject("never")
+        if n == 3:
+            raise ValueError("hopeless")
+        if n == 2 and context.deliveries == 1:
+            raise Retry(after=20)
+
+    await send(stream, make_events(6))
+    async with running(worker):
+        await eventually(lambda: worker.stats.dead == 1 and worker.stats.handled == 4)
+        # One of its events is still to be tried: the entry waits, with the highest count.
+        assert len(await pending(stream)) == 1
+        await eventually(lambda: worker.stats.dead == 2)
+        await eventually(lambda: settled(stream))
+    assert tries == {0: [1], 1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1], 5: [1]}
+    found = {letter["id"].rpartition(b"/")[2]: letter["reason"] for letter in await letters(stream)}
+    assert found == {b"1": b"never", b"3": b"ValueError: hopeless"}
+
+
+async def test_a_failing_batch_is_tried_whole_first(stream: Stream) -> None:
+    """A batch that fails for a passing reason is tried again as it was, and all are counted."""
+    sizes: list[tuple[int, int]] = []
+    worker = Worker(stream, "g")
+
+    @worker.batch
+    async def handle(batch: Batch, context: Context) -> None:
+        sizes.append((len(batch), context.deliveries))
+        if len(sizes) == 1:
+            raise Retry("database is away", after=20)
+
+    for first in range(0, 30, 10):
+        await send(stream, make_events(10, first=first))
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 30)
+        assert sizes == [(30, 1), (30, 2)]
+        await eventually(lambda: settled(stream))
+
+
+# --- threads and the loop ------------------------------------------------------------------------
+
+
+async def test_as_many_threads_as_asked(stream: Stream) -> None:
+    """Plain handlers that wait run as many at a time as concurrency says, whatever the machine."""
+    together = threading.Barrier(24)
+    worker = Worker(stream, "g", concurrency=24)
+
+    @worker.each
+    def handle(event: Event) -> None:
+        together.wait(10)
+
+    await send(stream, make_events(24))
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 24)
+    assert worker.stats.retried == 0
+    assert not [thread for thread in threading.enumerate() if "standpipe" in thread.name]
+
+
+async def test_a_handler_that_never_waits_starves_nothing(
+    stream: Stream, server: TestServer
+) -> None:
+    """An async handler that only computes leaves the loop to reading, renewing and stopping."""
+    worker = Worker(stream, "g", idle_ms_min=1_200, concurrency=4)
+    other = Worker(stream, "g", idle_ms_min=1_200, in_flight_events_max=1)
+    begun = asyncio.Event()
+
+    @worker.each
+    async def compute(event: Event) -> None:
+        begun.set()
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+
+    @other.each
+    async def wait(event: Event) -> None:
+        await asyncio.Event().wait()
+
+    await send(stream, make_events(3_000), "plain")
+    async with running(worker):
+        await begun.wait()
+        before = calls(server, "xclaim")
+        # The other one has nothing to read: all it could get is what was not renewed.
+        other_run = asyncio.create_task(other.run())
+        await eventually(lambda: worker.stats.handled == 3_000)
+        # Renewed while more than 3 s were computed.
+        assert calls(server, "xclaim") > before
+        assert worker.consumer.stats.taken_from_us == 0
+        assert other.consumer.stats.taken_over == 0
+        other_run.cancel()
+        await asyncio.gather(other_run, return_exceptions=True)
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+async def test_a_drain_begins_nothing(stream: Stream) -> None:
+    """While a worker drains, no event is begun: neither one that waits nor one to be retried."""
+    begun: list[int] = []
+    go = asyncio.Event()
+    worker = Worker(stream, "g", concurrency=2)
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        begun.append(event.fields["n"])  # type: ignore[arg-type]
+        if event.fields["n"] == 0:
+            raise Retry(after=30)
+        await go.wait()
+        if event.fields["n"] == 1:
+            raise Retry(after=0)
+
+    await send(stream, make_events(5), "plain")
+    task = asyncio.create_task(worker.run())
+    await eventually(lambda: len(begun) == 3)
+    worker.stop()
+    loop = asyncio.get_running_loop()
+    stopped = loop.time()
+    await eventually(lambda: loop.time() > stopped + 0.1, what="the retry would be due")
+    go.set()
+    await task
+    assert sorted(begun) == [0, 1, 2]
+    assert {count for _, count in await pending(stream)} == {1}
+    assert len(await pending(stream)) == 4
+
+
+async def test_a_thread_that_hangs_does_not_hold_up_the_end(stream: Stream) -> None:
+    """A plain handler that outlasts drain_ms_max is left behind; its event stays pending."""
+    go = threading.Event()
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    worker = Worker(stream, "g", drain_ms_max=50)
+
+    @worker.each
+    def handle(event: Event) -> None:
+        loop.call_soon_threadsafe(began.set)
+        go.wait(30)
+
+    await send(stream, make_events(1))
+    task = asyncio.create_task(worker.run())
+    await began.wait()
+    worker.stop()
+    await asyncio.wait_for(task, 5)
+    assert len(await pending(stream)) == 1
+    go.set()
+    await eventually(
+        lambda: not [thread for thread in threading.enumerate() if "standpipe" in thread.name]
+    )
+
+
+async def test_a_run_that_is_cancelled_leaves_nothing_behind(stream: Stream) -> None:
+    """Cancelling run() ends handlers, loops and connections; what was held stays pending."""
+    before = asyncio.all_tasks()
+    began = asyncio.Event()
+    worker = Worker(stream, "g")
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    await send(stream, make_events(3), "plain")
+    task = asyncio.create_task(worker.run())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() <= before
+    assert len(await pending(stream)) == 3
+    gc.collect()  # An open connection that is forgotten would warn now.
