@@ -19,7 +19,13 @@ StandpipeError
 │   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
 │   ├── NotAcknowledgedError    flush() or close() found events that failed unseen
-│   └── SequenceError           an earlier block of this one is missing   retryable
+│   ├── SequenceError           an earlier block of this one is missing   retryable
+│   └── SpoolError              the producer's blocks on local disk
+│       ├── SpoolFullError      bytes_max is reached, or the disk is full retryable
+│       ├── SpoolInUseError     another process has the spool
+│       ├── SpoolUnusableError  it cannot be created, opened or written
+│       ├── SpoolDamagedError   it does not hold what was written to it
+│       └── SpoolOrderError     a block was given after a later one
 ├── BlobError                   payloads kept beside the stream
 │   ├── BlobReferenceError      a text that is no reference to a blob
 │   ├── BlobMissingError        the blob is not there
@@ -239,6 +245,62 @@ class SequenceError(ProducerError):
 
     retryable = True
     default_hint = "It is sent again by itself, behind the one that is missing; nothing to do."
+
+
+class SpoolError(ProducerError):
+    """The spool, which keeps a producer's blocks on local disk, refused or failed."""
+
+
+class SpoolFullError(SpoolError):
+    """The spool has reached its bytes_max, or its disk is full; nothing was stored."""
+
+    retryable = True
+    default_hint = "It empties by itself once the server takes blocks again; or raise bytes_max."
+
+
+class SpoolInUseError(SpoolError):
+    """Another process, or another producer of this one, has the spool."""
+
+    default_hint = "Give every producer a spool of its own, or end the process that has this one."
+
+
+class SpoolUnusableError(SpoolError):
+    """The spool cannot be created, opened, read or written."""
+
+    default_hint = "Give the path of a file on a local disk that this user may read and write."
+
+
+class SpoolDamagedError(SpoolError):
+    """The spool does not hold what was written to it. It is left as it is.
+
+    Args:
+        shard_key, producer_id, sequence: The block it is about; None when it is the file.
+    """
+
+    default_hint = (
+        "Look for a failing disk, and move the spool's files away to start with an empty one: "
+        "nothing deletes or overwrites them."
+    )
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        shard_key: str | None = None,
+        producer_id: str | None = None,
+        sequence: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.shard_key = shard_key
+        self.producer_id = producer_id
+        self.sequence = sequence
+
+
+class SpoolOrderError(SpoolError):
+    """A block was given to the spool after a later one of its producer; nothing was stored."""
+
+    default_hint = "Blocks go in by rising number; a producer that starts again takes a new id."
 
 
 # --- payloads beside the stream ------------------------------------------------------------------
