@@ -9,6 +9,7 @@ StandpipeError
 │   ├── CodecError              a codec that is unknown or cannot carry this
 │   ├── LineError               a line of an input file, with its number
 │   ├── HandlerError            a handler that cannot be imported or called
+│   ├── ForkedError             used in a process that was forked from its own
 │   └── MissingExtraError       a feature whose extra is not installed
 ├── DecodeError                 an entry that no codec reads
 ├── StreamError                 the stream is not what the caller takes it for
@@ -19,6 +20,8 @@ StandpipeError
 │   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
 │   ├── NotAcknowledgedError    flush() or close() found events that failed unseen
+│   ├── UnknownOutcomeError     it was written, no reply came, and it was given up
+│   ├── SpooledError            it is not on the server yet, but on local disk
 │   ├── SequenceError           an earlier block of this one is missing   retryable
 │   └── SpoolError              the producer's blocks on local disk
 │       ├── SpoolFullError      bytes_max is reached, or the disk is full retryable
@@ -43,6 +46,8 @@ StandpipeError
 │   ├── ServerBusyError         BUSY: a script runs too long              retryable
 │   ├── PrimaryDownError        MASTERDOWN: the replica lost its primary  retryable
 │   ├── TooFewReplicasError     NOREPLICAS: min-replicas-to-write unmet   retryable
+│   ├── NotDurableError         added, but not at the level asked for     retryable
+│   ├── StreamFullError         SPFULL: max_len or max_bytes is reached   retryable
 │   ├── TooManyClientsError     maxclients is reached                     retryable
 │   ├── ClusterDownError        CLUSTERDOWN: slots are not served         retryable
 │   ├── SlotMovedError          MOVED, ASK, TRYAGAIN: the slot is moving  retryable
@@ -169,6 +174,15 @@ class HandlerError(InputError):
     default_hint = "Give module:function, importable from the current folder or installed."
 
 
+class ForkedError(InputError):
+    """An object that holds connections was used in a process forked from the one that made it.
+
+    Both would read from the same socket and take each other's replies. Nothing was sent.
+    """
+
+    default_hint = "Make it after the fork, in the process that uses it."
+
+
 class MissingExtraError(InputError):
     """A feature needs an extra that is not installed."""
 
@@ -238,6 +252,27 @@ class NotAcknowledgedError(ProducerError):
     def __init__(self, message: str, *, count: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.count = count
+
+
+class UnknownOutcomeError(ProducerError):
+    """An event was written, no reply came, and it was given up: it may have been added or not.
+
+    With idempotence on it is only given up at the deadline or on closing; with ``idempotent=False``
+    at once, as sending it again could add it twice.
+    """
+
+    default_hint = (
+        "Read the stream to see whether it is there before you send it again; leave idempotence on "
+        "and raise the deadline, or give the producer a spool."
+    )
+
+
+class SpooledError(ProducerError):
+    """An event has not been acknowledged, but is kept on local disk and sent from there."""
+
+    default_hint = (
+        "Nothing to do: it goes out, once, when the server takes it. Do not send it again."
+    )
 
 
 class SequenceError(ProducerError):
@@ -438,6 +473,29 @@ class TooFewReplicasError(ServerError):
 
     retryable = True
     default_hint = "Bring the replicas back, or lower min-replicas-to-write."
+
+
+class NotDurableError(ServerError):
+    """The server has the event, but it is not as safe as the acknowledgement level asks for.
+
+    The message says what is known: on disk or not, and how many replicas have it.
+    """
+
+    retryable = True
+    default_hint = (
+        "It is asked again until the deadline; bring the replicas back, look at the server's disk, "
+        "or ask for a lower level."
+    )
+
+
+class StreamFullError(ServerError):
+    """SPFULL: the stream has reached its max_len or max_bytes, and when_full is block."""
+
+    retryable = True
+    default_hint = (
+        "Let the workers catch up and trim what they have acknowledged (XTRIM <key> MINID), or "
+        "raise the limit in the stream's definition."
+    )
 
 
 class TooManyClientsError(ServerError):

@@ -92,6 +92,10 @@ SHARDS_MAX: Final = 256
 
 STREAM_NAME_BYTES_MAX: Final = 256
 
+STREAM_BYTES_MIN: Final = 64 * 1024
+"""The smallest ``max_bytes`` of a shard: an empty stream with a few groups has kilobytes, and a
+shard that can hold no block would never take one."""
+
 # --- producer ------------------------------------------------------------------------------------
 
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -110,6 +114,23 @@ so that a block that was held back by an outage is still recognised."""
 
 SEND_DEADLINE_MS: Final = 120_000
 """How long a block is tried before its receipt fails; Kafka's delivery.timeout.ms is the same."""
+
+CONFIRM_MS_MAX: Final = 5_000
+"""How long one write waits for the disk or the replicas (WAITAOF, WAIT). With ``everysec`` the disk
+takes one second, two when it is slow; replicas lag longer while they load."""
+
+SPOOL_AFTER_MS: Final = 2_000
+"""How long a shard is in trouble before what waits for it goes to the spool: longer than a restart
+or a failover of the server mostly takes, and what a crash of the producer may cost meanwhile."""
+
+SPOOL_HEAD_BYTES: Final = 1024 * 1024
+SPOOL_HEAD_BLOCKS: Final = 256
+"""What is brought back from the spool at once for each shard: enough that the cost per transaction
+vanishes, little enough that the shards of a large cluster together stay small in memory."""
+
+SPOOLED_SEQUENCE_TTL_MS: Final = 7 * 24 * 3600 * 1000
+"""SEQUENCE_TTL_MS of a producer with a spool: a block whose outcome is unknown may be drained after
+a weekend without a server. Memory: one string per producer start and shard, for a week."""
 
 RETRY_MS_MIN: Final = 20
 RETRY_MS_MAX: Final = 2_000

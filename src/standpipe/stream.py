@@ -10,7 +10,7 @@ import msgspec
 from standpipe.codec import PlainLayout, check_codec
 from standpipe.errors import ConfigError, StreamNotFoundError
 from standpipe.keyspace import check_stream_name, definition_key, shard_keys, side_key
-from standpipe.limits import SHARDS_MAX
+from standpipe.limits import SHARDS_MAX, STREAM_BYTES_MIN
 from standpipe.wire import Server
 
 _TYPES: Final[Mapping[str, type]] = {
@@ -34,12 +34,28 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     key_field: str = "key"
     time_field: str = "time"
     schema: dict[str, Literal["float", "int", "str", "bool", "bytes"]] | None = None
+    max_len: int | None = None
+    max_bytes: int | None = None
+    when_full: Literal["block", "ring"] = "block"
 
     @property
     def layout(self) -> PlainLayout:
         """How plain entries of this stream are written and read."""
         schema = None if self.schema is None else {k: _TYPES[v] for k, v in self.schema.items()}
         return PlainLayout(key_field=self.key_field, time_field=self.time_field, schema=schema)
+
+    @property
+    def entries_max(self) -> int | None:
+        """What one shard may have of ``max_len``."""
+        return None if self.max_len is None else -(-self.max_len // self.shards)
+
+    @property
+    def shard_limits(self) -> str:
+        """What the append script takes as the limits of one shard; empty when there are none."""
+        if self.max_len is None and self.max_bytes is None:
+            return ""
+        bytes_max = -(-(self.max_bytes or 0) // self.shards)
+        return f"{self.when_full} {self.entries_max or 0} {bytes_max}"
 
 
 class Stream:
@@ -54,6 +70,12 @@ class Stream:
         time_field: The field of a plain entry that holds the time.
         schema: Types of the fields of plain entries, such as ``{"volts": float, "serial": str}``;
             fields without one have their numbers recognised.
+        max_len: Entries that the stream may have (a block is one entry), at least one per shard; as
+            all limits divided evenly among the shards. None: no limit.
+        max_bytes: Bytes that it may take on the server, as MEMORY USAGE estimates them, at least
+            STREAM_BYTES_MIN per shard. None: no limit.
+        when_full: ``block``: producers wait, or spool; ``ring``: the oldest entries go, read or
+            not, and are counted (:meth:`trimmed_key`).
 
     Raises:
         ConfigError: a name, a URL or a value that is not allowed; on opening also: the server has
@@ -72,6 +94,9 @@ class Stream:
         key_field: str | None = None,
         time_field: str | None = None,
         schema: Mapping[str, type] | None = None,
+        max_len: int | None = None,
+        max_bytes: int | None = None,
+        when_full: Literal["block", "ring"] | None = None,
     ) -> None:
         self.name: Final = check_stream_name(name, shards or 1)
         if shards is not None and not 1 <= shards <= SHARDS_MAX:
@@ -86,6 +111,9 @@ class Stream:
             "key_field": key_field,
             "time_field": time_field,
             "schema": None if schema is None else _schema_names(schema),
+            "max_len": _at_least("max_len", max_len, shards or 1),
+            "max_bytes": _at_least("max_bytes", max_bytes, STREAM_BYTES_MIN * (shards or 1)),
+            "when_full": None if when_full is None else _check_when_full(when_full),
         }
         self._asked: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
         self._owns_server = isinstance(url, str)
@@ -126,6 +154,10 @@ class Stream:
         """The key of a shard's dead letters."""
         return side_key(self.keys[shard], "dead")
 
+    def trimmed_key(self, shard: int) -> str:
+        """The key of the number of entries that a ring has trimmed from a shard."""
+        return side_key(self.keys[shard], "trimmed")
+
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""
         for key in self.keys:
@@ -165,7 +197,15 @@ class Stream:
             # NX: of two processes that begin at once one wins, and the other compares itself to it.
             await self.server.call("SET", key, wanted, "NX", key=key)
             raw = await self.server.call("GET", key, key=key)
-        found = self._read(raw)
+        self.take(self._read(raw))
+        return self
+
+    def take(self, found: Definition) -> None:
+        """Open it with a definition that is known already, without asking the server.
+
+        Raises:
+            ConfigError: it differs from what this process asked for.
+        """
         for name, value in self._asked.items():
             has = getattr(found, name)
             # The codec is what a producer writes by default; any group reads all three.
@@ -178,7 +218,25 @@ class Stream:
             found = msgspec.structs.replace(found, codec=self._asked["codec"])
         self._definition = found
         self._keys = shard_keys(self.name, found.shards)
-        return self
+
+    async def confirm(self) -> None:
+        """Raise unless the server has the definition that this process goes by; one that has none
+        (it lost its data) is given it again.
+
+        Raises:
+            ConfigError: it has another one.
+            ServerError: the server cannot be reached or refuses.
+        """
+        key = definition_key(self.name)
+        await self.server.call("SET", key, msgspec.json.encode(self.definition), "NX", key=key)
+        found = self._read(await self.server.call("GET", key, key=key))
+        mine = msgspec.structs.replace(self.definition, codec=found.codec)
+        if found != mine:
+            raise ConfigError(
+                f"stream {self.name!r} has another definition on {self.server.address.shown} than "
+                f"this process goes by: {found}, not {mine}",
+                hint="Is it the right server? If the stream was made anew, start again.",
+            )
 
     async def _require_unused(self) -> None:
         """Refuse to lay several shards beside entries that stand under the name itself."""
@@ -214,6 +272,18 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream {self.name!r} on {self.server.address.shown}>"
+
+
+def _at_least(name: str, value: int | None, least: int) -> int | None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} is {value}", hint=f"It is at least {least}, over all shards.")
+    return value
+
+
+def _check_when_full(value: str) -> str:
+    if value not in ("block", "ring"):
+        raise ConfigError(f"when_full is {value!r}", hint="It is 'block' or 'ring'.")
+    return value
 
 
 def _schema_names(schema: Mapping[str, type]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from standpipe.errors import ConfigError
 from standpipe.event import Batch, Event, EventId
+from standpipe.forks import forks, require_same_process
 from standpipe.producer import Producer
 from standpipe.reader import Point, Reader
 from standpipe.stream import Stream as AsyncStream
@@ -45,6 +46,7 @@ class Stream:
     ) -> None:
         self._options: Final = (name, url, dict(stream), dict(producer or {}))
         self._portal: BlockingPortal | None = None
+        self._forks = forks()
         self._readings: set[_Reading] = set()
         self._stack = ExitStack()
         self._stream: AsyncStream | None = None
@@ -52,6 +54,7 @@ class Stream:
 
     def __enter__(self) -> Stream:
         name, url, stream_options, producer_options = self._options
+        self._forks = forks()
 
         async def make() -> tuple[AsyncStream, Producer]:
             # Both bind to the loop they are used in, so they are made inside it.
@@ -73,12 +76,15 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         portal, self._portal = self._portal, None
+        # In a forked process the background thread is not there to be waited for.
+        require_same_process(self._forks, "stream")
         if portal is not None:
             while self._readings:
                 portal.call(self._readings.pop().close)
         self._stack.__exit__(kind, error, trace)
 
     def _running(self) -> tuple[BlockingPortal, AsyncStream, Producer]:
+        require_same_process(self._forks, "stream")
         if self._portal is None or self._stream is None or self._producer is None:
             raise ConfigError("the stream is not open", hint="Use `with sync.Stream(...)`.")
         return self._portal, self._stream, self._producer

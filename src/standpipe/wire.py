@@ -66,10 +66,12 @@ from standpipe.errors import (
     ServerUnavailableError,
     SlotMovedError,
     StandpipeError,
+    StreamFullError,
     TooFewReplicasError,
     TooManyClientsError,
     WrongTypeError,
 )
+from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import slot
 from standpipe.limits import CONNECT_MS_MAX, REPLY_MS_MAX, SOCKET_READ_BYTES
 
@@ -98,6 +100,7 @@ _BY_CODE: Final[Mapping[str, type[StandpipeError]]] = {
     "WRONGTYPE": WrongTypeError,
     "NOGROUP": GroupNotFoundError,
     "SPORDER": SequenceError,
+    "SPFULL": StreamFullError,
 }
 _BY_TEXT: Final[Sequence[tuple[str, type[StandpipeError]]]] = (
     ("max number of clients", TooManyClientsError),
@@ -200,6 +203,7 @@ class Link:
 
     def __init__(self, connection: AbstractConnection, where: str, reply_ms_max: int) -> None:
         self._connection = connection
+        self._forks = forks()
         self.where: Final = where
         self.reply_ms_max: Final = reply_ms_max
         """Deadline of an exchange that names none, ms."""
@@ -237,10 +241,12 @@ class Link:
         Raises:
             ServerUnavailableError: the connection broke; what was written may have been executed.
             ReplyTimeoutError: so did the deadline; likewise. Both retryable.
+            ForkedError: the link belongs to the process that this one was forked from.
 
         Delivery:
             If the process dies here, the server may or may not have executed each command.
         """
+        require_same_process(self._forks, "connection")
         connection = self._connection
         if not connection.is_connected:
             # redis-py would connect anew without a word: to another server, perhaps.
@@ -305,7 +311,9 @@ class Link:
 
     async def close(self) -> None:
         """Close the connection at once, whatever is under way."""
-        await _drop(self._connection)
+        if self._forks == forks():
+            # In a forked process it would take the parent's socket out of the parent's event loop.
+            await _drop(self._connection)
 
 
 async def _drop(connection: AbstractConnection) -> None:
@@ -608,10 +616,7 @@ class Server:
 
     async def info(self, key: str, *sections: str) -> dict[str, str]:
         """INFO of the node that serves a key, as a flat mapping."""
-        reply: bytes = await self.call("INFO", *sections, key=key)
-        lines = reply.decode("utf-8", "replace").splitlines()
-        pairs = (line.partition(":") for line in lines if line and not line.startswith("#"))
-        return {name: value for name, _, value in pairs}
+        return info_fields(await self.call("INFO", *sections, key=key))
 
     async def close(self) -> None:
         """Close what is open; the object can be used again."""
@@ -628,6 +633,13 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def info_fields(reply: bytes) -> dict[str, str]:
+    """The reply to INFO as a flat mapping."""
+    lines = reply.decode("utf-8", "replace").splitlines()
+    pairs = (line.partition(":") for line in lines if line and not line.startswith("#"))
+    return {name: value for name, _, value in pairs}
 
 
 def _options(address: Address, name: str) -> dict[str, Any]:

@@ -26,12 +26,12 @@ class Appender:
     async def block(
         self, number: int | str, *, floor: int = 0, acknowledged: int = 0, payload: bytes = b"x"
     ) -> list[Any]:
-        arguments = (number, floor, acknowledged, TTL_MS, "rows1", 3, payload)
+        arguments = (number, floor, acknowledged, TTL_MS, "", "rows1", 3, payload)
         return await self.link.run(script("append"), (self.key, self.memory), *arguments)
 
     async def plain(self, number: int, *events: list[bytes], floor: int = 0) -> list[Any]:
         listed = [part for fields in events for part in (len(fields), *fields)]
-        arguments = (number, floor, floor, TTL_MS, "", len(events), *listed)
+        arguments = (number, floor, floor, TTL_MS, "", "", len(events), *listed)
         return await self.link.run(script("append"), (self.key, self.memory), *arguments)
 
     async def entries(self) -> list[Any]:

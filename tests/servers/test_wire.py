@@ -269,7 +269,7 @@ async def test_cluster(server_name: str, cluster: Callable[..., TestCluster]) ->
         assert await wire.call("XLEN", keys[0], key=keys[0]) == 1
         move_slot(found, keys[0], moved_from)
         side = side_key(keys[0], "seq:p")
-        arguments = (1, 0, 0, 60_000, "rows1", 1, b"payload")
+        arguments = (1, 0, 0, 60_000, "", "rows1", 1, b"payload")
         assert (await wire.run(script("append"), [keys[0], side], *arguments))[0] == b"new"
         move_slot(found, keys[0], target)
         assert found.node_of(keys[0]) is target
@@ -426,7 +426,7 @@ async def test_script_is_taught(server_name: str, own_server: OwnServer) -> None
     server = own_server(server_name)
     async with Server(server.url) as wire:
         for number in (1, 2, 3):
-            arguments = (number, number - 1, number - 1, 60_000, "rows1", 1, b"payload")
+            arguments = (number, number - 1, number - 1, 60_000, "", "rows1", 1, b"payload")
             reply = await wire.run(script("append"), ["s", side_key("s", "seq:p")], *arguments)
             assert reply[0] == b"new"
             server.command("SCRIPT", "FLUSH")
@@ -592,7 +592,7 @@ async def test_error_replies_in_scripts(case: str, server_name: str, own_server:
 
 async def _append(link: Link, key: str) -> object:
     keys = [key, side_key(key, "seq:p")]
-    return await link.run(script("append"), keys, 1, 0, 0, 60_000, "rows1", 1, b"payload")
+    return await link.run(script("append"), keys, 1, 0, 0, 60_000, "", "rows1", 1, b"payload")
 
 
 async def test_wrong_type_in_scripts(server: TestServer, wire: Server, stream_name: str) -> None:

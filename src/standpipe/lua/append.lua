@@ -2,13 +2,16 @@
 --
 -- KEYS[1]  the shard (a stream)
 -- KEYS[2]  what the server remembers of this producer on this shard (a string)
+-- KEYS[3]  of a ring: how many entries were trimmed from the shard to make room (a number)
 -- ARGV[1]  sequence number of this block, from 1; '' switches the check off
 -- ARGV[2]  floor: every block up to this number is settled at the producer, so it is never sent again
 -- ARGV[3]  the last number that this server has acknowledged to the producer
 -- ARGV[4]  how long to remember, in ms
--- ARGV[5]  the codec's mark (rows1, arrow1), or '' for plain events
--- ARGV[6]  number of events
--- ARGV[7]  the block's payload; for plain events, of each in turn: how many arguments follow for it,
+-- ARGV[5]  the shard's limits, '<when full> <entries> <bytes>', such as 'block 1000 0'; 0: no limit;
+--          '' when it has none
+-- ARGV[6]  the codec's mark (rows1, arrow1), or '' for plain events
+-- ARGV[7]  number of events
+-- ARGV[8]  the block's payload; for plain events, of each in turn: how many arguments follow for it,
 --          then name, value, name, value... (not MessagePack: Redis 6.2 unpacks no binary strings)
 --
 -- Returns  {status, first entry ID, entries, first entry ID, entries, ...}: runs of consecutive IDs.
@@ -17,8 +20,11 @@
 --          status 'gap': appended now, but the server had forgotten blocks that it once acknowledged
 --                        (it lost data, or the memory of this producer expired).
 --          Error SPORDER when an earlier block of this producer is still missing: send that first.
+--          Error SPFULL when the shard is full and is to block.
+-- Full     when the entries would pass their limit, or the bytes have reached theirs. 'block' refuses
+--          then; 'ring' trims the oldest entries first, whole nodes of the stream at a time (~).
 -- Cost     O(1) per block, O(events) for plain ones. GET, XADD (per event when plain), SET; for a
---          producer's first block one SET more.
+--          producer's first block one SET more; with limits XLEN, MEMORY USAGE (it samples), XTRIM.
 -- Atomic   The server runs scripts alone, and refuses for lack of memory before the first write,
 --          so either everything here has happened or nothing. An ACL refuses command by command:
 --          the first SET asks it before anything is appended.
@@ -51,16 +57,40 @@ if seq then
   end
 end
 
-local reply = {status}
 if ARGV[5] ~= '' then
-  local id = redis.pcall('XADD', KEYS[1], '*', 'c', ARGV[5], 'n', ARGV[6], 'd', ARGV[7])
+  local when_full, entries_max, bytes_max = string.match(ARGV[5], '^(%a+) (%d+) (%d+)$')
+  entries_max, bytes_max = tonumber(entries_max), tonumber(bytes_max)
+  local adds = ARGV[6] ~= '' and 1 or tonumber(ARGV[7])
+  local length = redis.call('XLEN', KEYS[1])
+  local used = bytes_max > 0 and redis.call('MEMORY', 'USAGE', KEYS[1]) or 0
+  local room = math.huge
+  if entries_max > 0 then room = entries_max - adds end
+  -- In proportion: entries are of about the same size, and later appends trim what is still above.
+  if bytes_max > 0 and used >= bytes_max then
+    room = math.min(room, math.floor(length * bytes_max / used) - 1)
+  end
+  if length > room then
+    if when_full == 'block' then
+      return redis.error_reply('SPFULL the shard has ' .. length .. ' entries and ' .. used ..
+        ' bytes; at most (0: any) ' .. entries_max .. ' and ' .. bytes_max)
+    end
+    -- Asked of the ACL before anything goes: nothing is trimmed that cannot be counted.
+    redis.call('INCRBY', KEYS[3], 0)
+    local trimmed = redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', math.max(room, 0))
+    redis.call('INCRBY', KEYS[3], trimmed)
+  end
+end
+
+local reply = {status}
+if ARGV[6] ~= '' then
+  local id = redis.pcall('XADD', KEYS[1], '*', 'c', ARGV[6], 'n', ARGV[7], 'd', ARGV[8])
   if type(id) == 'table' and id.err then return id end
   reply[2], reply[3] = id, 1
 else
   -- IDs of one script are mostly consecutive: same millisecond, counting up. They go back as runs.
   local run_ms, run_seq
-  local at = 7
-  for _ = 1, tonumber(ARGV[6]) do
+  local at = 8
+  for _ = 1, tonumber(ARGV[7]) do
     local stop = at + tonumber(ARGV[at])
     local id = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, at + 1, stop))
     at = stop + 1

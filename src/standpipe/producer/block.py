@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Generator, Sequence
 from typing import Any, Final
 
+from standpipe.codec import rows_payload
 from standpipe.errors import StandpipeError
 from standpipe.event import EventId
+from standpipe.spool import SpooledBlock
 
 BLOCK_OVERHEAD_BYTES: Final = 256
 """What a block costs this process beside its payload."""
@@ -22,9 +25,11 @@ class Block:
         "deadline",
         "done",
         "error",
+        "is_uncertain",
         "mark",
         "parts",
         "payload",
+        "producer_id",
         "reported",
         "runs",
         "sequence",
@@ -42,6 +47,11 @@ class Block:
         self.arguments = 0
         """Of a plain run: how many RESP arguments its parts hold."""
         self.sequence = 0
+        self.producer_id = ""
+        """Of a block from the spool: whose it is; empty: this producer's."""
+        self.is_uncertain = False
+        """Whether it may be on the server without an acknowledgement: it was written and no reply
+        came, or its level was not reached."""
         self.deadline = deadline
         self.done: asyncio.Future[None] | None = None
         self.runs: list[tuple[int, int, int]] | None = None
@@ -67,6 +77,42 @@ class Block:
             # One error may be raised at thousands of receipts; each would add to its traceback.
             raise self.error.with_traceback(None)
 
+    def seal(self, *, compress: bool) -> bytes:
+        """Its payload, made of its parts; nothing can be added any more."""
+        if self.payload is None:
+            if self.mark:
+                self.payload = rows_payload(self.count, self.parts, compress=compress)
+            else:
+                self.payload = b"".join(self.parts)
+            self.parts = []
+            self.wire_bytes = len(self.payload)
+        return self.payload
+
+    def to_spooled(self, shard_key: str, producer_id: str, *, compress: bool) -> SpooledBlock:
+        return SpooledBlock(
+            shard_key=shard_key,
+            producer_id=producer_id,
+            sequence=self.sequence,
+            mark=self.mark,
+            count=self.count,
+            payload=self.seal(compress=compress),
+            arguments=self.arguments,
+        )
+
+    @classmethod
+    def from_spooled(cls, spooled: SpooledBlock) -> Block:
+        block = cls(spooled.mark, math.inf)
+        block.producer_id = spooled.producer_id
+        block.sequence = spooled.sequence
+        block.count = spooled.count
+        block.payload = spooled.payload
+        block.arguments = spooled.arguments
+        block.wire_bytes = len(spooled.payload)
+        block.size += len(spooled.payload)
+        # The process that spooled it may have written it before.
+        block.is_uncertain = True
+        return block
+
     def settle(self) -> None:
         self.parts = []
         self.payload = None
@@ -85,9 +131,10 @@ class Block:
 class Receipt:
     """The promise of an acknowledgement for one event.
 
-    Await it for the event's ID. It raises what the event failed with. None instead of an ID means:
-    the server has the event and had acknowledged it before the reply was lost, but its ID is not
-    remembered any more.
+    Await it for the event's ID. It raises what the event failed with, UnknownOutcomeError when it
+    may have been added all the same, and SpooledError when it is kept on local disk. None instead
+    of an ID means: the server has the event and had acknowledged it before the reply was lost, but
+    its ID is not remembered any more.
     """
 
     __slots__ = ("_block", "_index")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from standpipe.errors import (
     BackpressureError,
     NotAcknowledgedError,
+    NotDurableError,
     ProducerClosedError,
+    SpooledError,
     StandpipeError,
+    UnknownOutcomeError,
 )
+from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import side_key
+from standpipe.policy import backoff_ms
 from standpipe.producer.block import BLOCK_OVERHEAD_BYTES, Block
 
 
@@ -24,11 +29,13 @@ class ProducerStats:
     __slots__ = (
         "acknowledged",
         "blocks",
+        "drained",
         "failed",
         "forgotten",
         "recognised",
         "retries",
         "sent",
+        "spooled",
         "wire_bytes",
     )
 
@@ -39,6 +46,10 @@ class ProducerStats:
         """Events whose entries the server has."""
         self.failed = 0
         """Events given up on; their receipts say why."""
+        self.spooled = 0
+        """Events that went to the spool instead of being acknowledged."""
+        self.drained = 0
+        """Events of the spool, also of earlier processes, whose entries the server has by now."""
         self.blocks = 0
         """Writes acknowledged: blocks, or runs of plain events."""
         self.wire_bytes = 0
@@ -55,22 +66,68 @@ class ProducerStats:
 
 
 class Shard:
-    """What the producer holds for one shard."""
+    """What the producer holds for one shard, and how writing to it goes."""
 
-    __slots__ = ("acknowledged", "floor", "key", "queue", "sequence", "sequence_key", "wake")
+    __slots__ = (
+        "acknowledged",
+        "attempt",
+        "drain",
+        "key",
+        "paused_until",
+        "queue",
+        "sequence",
+        "sequence_key",
+        "spooled",
+        "trimmed_key",
+        "trouble_since",
+        "wake",
+    )
 
     def __init__(self, key: str, producer_id: str) -> None:
         self.key = key
         self.sequence_key = side_key(key, f"seq:{producer_id}")
+        self.trimmed_key = side_key(key, "trimmed")
         self.queue: deque[Block] = deque()
+        self.drain: deque[Block] = deque()
+        """The oldest blocks of the spool, brought back to be written; all of one producer id."""
+        self.spooled = 0
+        """Blocks in the spool, these included; they go before those of the queue."""
         self.sequence = 0
         """The last number given out."""
-        self.floor = 0
-        """Every block up to this number is settled."""
         self.acknowledged = 0
-        """The number of the last block that was acknowledged."""
+        """The number of this producer's last block that was acknowledged."""
+        self.attempt = 0
+        """Tries that failed since the last that did not."""
+        self.paused_until = 0.0
+        """When the next try may be, on the monotonic clock."""
+        self.trouble_since: float | None = None
         self.wake = asyncio.Event()
         """Set when there is something to write; the shards of one lane share it."""
+
+    @property
+    def waiting(self) -> deque[Block]:
+        """What is to be written next."""
+        return self.drain if self.spooled else self.queue
+
+    def number(self, block: Block) -> None:
+        """Give the block its number, if it has none yet; nothing is added to it after that."""
+        if not block.sequence:
+            self.sequence += 1
+            block.sequence = self.sequence
+
+    def fail_once(self, began: float) -> int:
+        """A try that began then failed: the next one comes after a pause, whose ms are returned."""
+        self.attempt += 1
+        wait_ms = backoff_ms(self.attempt)
+        self.paused_until = time.monotonic() + wait_ms / 1000
+        if self.trouble_since is None:
+            self.trouble_since = began
+        return wait_ms
+
+    def succeed(self) -> None:
+        self.attempt = 0
+        self.paused_until = 0.0
+        self.trouble_since = None
 
 
 class Buffer:
@@ -82,6 +139,7 @@ class Buffer:
         bytes_max, events_max: Held at most.
         block_bytes_max, block_events_max: In one block at most.
         deadline_ms: How long a block is tried.
+        on_failed: Called with each block that is given up on, before its receipts settle.
     """
 
     def __init__(
@@ -94,6 +152,7 @@ class Buffer:
         block_bytes_max: int,
         block_events_max: int,
         deadline_ms: int,
+        on_failed: Callable[[Shard, Block, StandpipeError], None] | None = None,
     ) -> None:
         self.shards: Final = [Shard(key, producer_id) for key in keys]
         self.stats: Final = ProducerStats()
@@ -103,6 +162,9 @@ class Buffer:
         self._block_bytes_max = block_bytes_max
         self._block_events_max = block_events_max
         self._deadline_ms = deadline_ms
+        self._on_failed = on_failed
+        self._producer_id = producer_id
+        self._forks = forks()
         self._held_bytes = 0
         self._held_events = 0
         self._room = asyncio.Event()
@@ -118,6 +180,10 @@ class Buffer:
             self._held_bytes + size <= self._bytes_max
             and self._held_events + count <= self._events_max
         )
+
+    @property
+    def is_half_full(self) -> bool:
+        return self._held_bytes > self._bytes_max // 2 or self._held_events > self._events_max // 2
 
     def require_room(self, size: int, count: int) -> None:
         """Raise unless so many bytes and events fit now.
@@ -136,7 +202,9 @@ class Buffer:
 
         Raises:
             ProducerClosedError: it does not.
+            ForkedError: it runs in the process that this one was forked from.
         """
+        require_same_process(self._forks, "producer")
         if self.is_closed:
             raise ProducerClosedError(
                 "the producer is not running",
@@ -200,18 +268,29 @@ class Buffer:
     # --- settling --------------------------------------------------------------------------------
 
     def acknowledge(self, shard: Shard, runs: list[tuple[int, int, int]]) -> None:
-        """The shard's oldest block is on the server, its entries in these runs of IDs."""
-        block = shard.queue.popleft()
+        """The block that was next is on the server, its entries in these runs of IDs."""
+        block = shard.waiting.popleft()
+        self.stats.blocks += 1
+        self.stats.wire_bytes += block.wire_bytes
+        if block.producer_id:
+            self.stats.drained += block.count
+            if block.producer_id == self._producer_id:
+                shard.acknowledged = block.sequence
+            return
         block.runs = runs
         shard.acknowledged = block.sequence
         self.stats.acknowledged += block.count
-        self.stats.blocks += 1
-        self.stats.wire_bytes += block.wire_bytes
-        self._release(shard, block)
+        self._release(block)
 
     def fail(self, shard: Shard, error: StandpipeError) -> None:
-        """The shard's oldest block is given up."""
+        """The oldest block of the shard's queue is given up."""
         block = shard.queue.popleft()
+        if block.is_uncertain and not isinstance(error, NotDurableError):
+            unknown = UnknownOutcomeError(
+                f"{block.count} events may have been added or not: {error}"
+            )
+            unknown.__cause__ = error
+            error = unknown
         block.error = error
         self.stats.failed += block.count
         self._failures.append(block)
@@ -219,16 +298,27 @@ class Buffer:
             # Those whose receipts have been awaited meanwhile need not be kept for flush().
             self._failures = [block for block in self._failures if not block.reported]
             self._failures_swept_at = 2 * len(self._failures) + 1_000
-        self._release(shard, block)
+        if self._on_failed is not None:
+            self._on_failed(shard, block, error)
+        self._release(block)
 
     def fail_all(self, shards: Sequence[Shard], error: StandpipeError) -> None:
-        """So is everything that these shards hold."""
+        """So is everything in their queues."""
         for shard in shards:
             while shard.queue:
                 self.fail(shard, error)
 
-    def _release(self, shard: Shard, block: Block) -> None:
-        shard.floor = block.sequence or shard.floor
+    def spool(self, shard: Shard) -> None:
+        """The oldest block of the shard's queue is in the spool now."""
+        block = shard.queue.popleft()
+        shard.spooled += 1
+        block.error = SpooledError(
+            f"{block.count} events of {shard.key} are not acknowledged, but kept in the spool"
+        )
+        self.stats.spooled += block.count
+        self._release(block)
+
+    def _release(self, block: Block) -> None:
         self._held_bytes -= block.size
         self._held_events -= block.count
         block.settle()

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import zip_longest
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
-from standpipe.codec import rows_payload
 from standpipe.errors import (
     ClusterDownError,
     PrimaryDownError,
+    ProducerClosedError,
     ProducerError,
     ReadOnlyServerError,
+    ReplyError,
     ScriptMissingError,
     SequenceError,
     SlotMovedError,
     StandpipeError,
 )
-from standpipe.limits import SEQUENCE_TTL_MS, WRITE_BYTES_MAX
-from standpipe.policy import backoff_ms
+from standpipe.keyspace import side_key
+from standpipe.limits import CONFIRM_MS_MAX, WRITE_BYTES_MAX
 from standpipe.producer.block import Block
 from standpipe.producer.buffer import Buffer, Shard
+from standpipe.producer.level import Level
+from standpipe.producer.overflow import Overflow
 from standpipe.wire import Link, Server, script
 
 log: Final = logging.getLogger("standpipe.producer")
@@ -30,144 +35,267 @@ log: Final = logging.getLogger("standpipe.producer")
 _ASK_ANOTHER: Final = (ReadOnlyServerError, PrimaryDownError, ClusterDownError, SlotMovedError)
 """Replies that say that another node may be the one to write to."""
 
+Trouble = dict[Shard, StandpipeError]
+
+
+class Way(NamedTuple):
+    """How blocks are written; the same for all lanes of a producer."""
+
+    idempotent: bool
+    compress: bool
+    sequence_ttl_ms: int
+    """How long the server remembers the producer's numbers."""
+    limits: str
+    """Of a shard, as the append script takes them."""
+
 
 class Lane:
-    """One connection and the shards whose blocks go over it, one write at a time."""
+    """One connection and the shards whose blocks go over it, one write at a time.
+
+    Args:
+        buffer: The producer's.
+        shards: Those that go over this connection.
+        server: Where to.
+        way: How blocks are written.
+        on_connected: Called with each new connection before anything is written to it; says what
+            level the server gives.
+        overflow: Where blocks go that wait too long; None: they fail at their deadline.
+    """
 
     def __init__(
-        self, buffer: Buffer, shards: list[Shard], server: Server, *, compress: bool
+        self,
+        buffer: Buffer,
+        shards: list[Shard],
+        server: Server,
+        way: Way,
+        *,
+        on_connected: Callable[[Link], Awaitable[Level]],
+        overflow: Overflow | None,
     ) -> None:
         self._buffer = buffer
         self._shards = shards
         self._server = server
-        self._compress = compress
+        self._way = way
+        self._on_connected = on_connected
+        self._overflow = overflow
         self._wake = asyncio.Event()
         for shard in shards:
             shard.wake = self._wake
         self._link: Link | None = None
+        self._level = Level()
         self._runner: asyncio.Task[None] | None = None
         self._script = script("append")
+
+    # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._runner = asyncio.create_task(self._run(), name="standpipe-producer")
 
     async def connect(self) -> Link:
         if self._link is None or not await self._link.is_usable():
-            if self._link is not None:
-                await self._link.close()
-            self._link = await self._server.link(self._shards[0].key)
+            await self._disconnect()
+            link = await self._server.link(self._shards[0].key)
+            try:
+                self._level = await self._on_connected(link)
+            except BaseException:
+                await link.close()
+                raise
+            self._link = link
         return self._link
 
+    async def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
     async def stop(self) -> None:
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-        if self._link is not None:
-            await self._link.close()
-            self._link = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.cancel()
+            await asyncio.gather(runner, return_exceptions=True)
+        await self._disconnect()
 
     async def _run(self) -> None:
-        attempt = 0
-        while True:
-            written = self._collect()
-            if not written:
-                self._wake.clear()
+        try:
+            while True:
+                if self._overflow is not None:
+                    await self._overflow.turn(self._shards)
+                written = self._collect()
+                if written:
+                    await self._try(written)
+                else:
+                    await self._rest()
+        finally:
+            if self._runner is not None:
+                # Not by stop(): the event loop ends under a producer that was never closed.
+                ended = ProducerClosedError("the event loop ended before the acknowledgement")
+                self._buffer.fail_all(self._shards, ended)
+
+    async def _rest(self) -> None:
+        """Wait for something to write, or for the end of the first pause."""
+        pauses = [s.paused_until for s in self._shards if s.queue or s.spooled]
+        self._wake.clear()
+        if not pauses:
+            await self._wake.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(pauses) - time.monotonic()):
                 await self._wake.wait()
-                continue
-            try:
-                trouble = await self._write(written)
-            except Exception as error:
-                # Whatever it is, senders must not wait for ever for a lane that has ended.
-                log.exception("the producer failed in a way that was not foreseen")
-                fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
-                self._buffer.fail_all(self._shards, fault)
-                trouble = None
-            if trouble is None:
-                attempt = 0
-                continue
-            attempt += 1
-            self._buffer.stats.retries += 1
-            self._give_up_late(trouble)
-            wait_ms = backoff_ms(attempt)
-            log.warning("%s; trying again in %d ms (%s)", trouble, wait_ms, trouble.hint)
-            await asyncio.sleep(wait_ms / 1000)
+
+    # --- one write -------------------------------------------------------------------------------
 
     def _collect(self) -> list[tuple[Shard, Block]]:
         """The blocks of the next write: one of each shard in turn, oldest first, till full."""
+        now = time.monotonic()
+        shards = [shard for shard in self._shards if shard.paused_until <= now]
         room = WRITE_BYTES_MAX
         found: list[tuple[Shard, Block]] = []
-        for row in zip_longest(*(shard.queue for shard in self._shards)):
-            for shard, block in zip(self._shards, row, strict=True):
+        for row in zip_longest(*(shard.waiting for shard in shards)):
+            for shard, block in zip(shards, row, strict=True):
                 if block is None:
                     continue
                 if found and block.size > room:
                     return found
-                if not block.sequence:
-                    shard.sequence += 1
-                    block.sequence = shard.sequence
+                shard.number(block)
                 room -= block.size
                 found.append((shard, block))
         return found
 
-    async def _write(self, written: list[tuple[Shard, Block]]) -> StandpipeError | None:
-        """One exchange. Settles what it can and returns what calls for another try, if anything."""
+    async def _try(self, written: list[tuple[Shard, Block]]) -> None:
+        began = time.monotonic()
+        try:
+            trouble = await self._write(written)
+        except Exception as error:
+            # Whatever it is, senders must not wait for ever for a lane that has ended.
+            log.exception("the producer failed in a way that was not foreseen")
+            fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
+            self._buffer.fail_all(self._shards, fault)
+            return
+        if not trouble:
+            return
+        self._buffer.stats.retries += 1
+        wait_ms = max(shard.fail_once(began) for shard in trouble)
+        shard, error = next(iter(trouble.items()))
+        # Ever more rarely: an outage of a day is not worth 40,000 lines.
+        if shard.attempt & (shard.attempt - 1) == 0:
+            log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
+        if self._overflow is not None:
+            await self._overflow.put([shard for shard in trouble if self._overflow.is_due(shard)])
+        self._give_up_late(trouble)
+
+    async def _write(self, written: list[tuple[Shard, Block]]) -> Trouble:
+        """One exchange. Settles what it can; returns what calls for another try, by shard."""
         try:
             link = await self.connect()
-            commands = [self._pack(link, shard, block) for shard, block in written]
-            replies = await link.exchange(commands, len(commands))
         except StandpipeError as error:
-            if not error.retryable:
-                self._buffer.fail_all(self._shards, error)
-                return None
-            return error
-        trouble: StandpipeError | None = None
-        blocked: set[str] = set()
-        for (shard, _), reply in zip(written, replies, strict=True):
-            if shard.key in blocked:
+            if error.retryable or self._overflow is not None:
+                return {shard: error for shard in self._shards if shard.queue or shard.spooled}
+            self._buffer.fail_all(self._shards, error)
+            return {}
+        appends = [chunk for shard, block in written for chunk in self._pack(link, shard, block)]
+        wait_ms = self._confirm_ms(written)
+        confirms = self._level.commands(wait_ms)
+        deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
+        count = len(written) + len(confirms)
+        try:
+            replies = await link.exchange([*appends, *confirms], count, reply_ms_max=deadline_ms)
+        except BaseException as error:
+            for _, block in written:
+                block.is_uncertain = True
+            if not isinstance(error, StandpipeError):
+                raise
+            return self._unanswered(written, error)
+        short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
+        trouble = await self._settle(written, replies, short)
+        if any(isinstance(error, ScriptMissingError) for error in trouble.values()):
+            link.taught.clear()
+        if any(isinstance(error, _ASK_ANOTHER) for error in trouble.values()):
+            # The server that refuses may not be the one to ask: find it anew.
+            await self._disconnect()
+            if self._server.is_cluster:
+                await self._server.refresh()
+        return trouble
+
+    def _confirm_ms(self, written: Iterable[tuple[Shard, Block]]) -> int:
+        """How long to wait for disk and replicas: no longer than until the first gives up."""
+        left_s = min(block.deadline for _, block in written) - time.monotonic()
+        return max(1, int(min(CONFIRM_MS_MAX, left_s * 1000)))
+
+    def _unanswered(self, written: list[tuple[Shard, Block]], error: StandpipeError) -> Trouble:
+        if self._way.idempotent:
+            return dict.fromkeys((shard for shard, _ in written), error)
+        # Sent again they might be added twice.
+        for shard, _ in written:
+            self._buffer.fail(shard, error)
+        return {}
+
+    async def _settle(
+        self,
+        written: list[tuple[Shard, Block]],
+        replies: list[Any],
+        short: StandpipeError | None,
+    ) -> Trouble:
+        trouble: Trouble = {}
+        drained: dict[Shard, Block] = {}
+        for (shard, block), reply in zip(written, replies, strict=False):
+            if shard in trouble:
                 # An earlier block of this shard has to go first, so the server refused this one.
                 continue
             if isinstance(reply, list):
-                self._acknowledge(shard, cast("list[Any]", reply))
-            elif not reply.retryable:
-                self._buffer.fail(shard, reply)
+                if short is None:
+                    self._acknowledge(shard, block, cast("list[Any]", reply))
+                    if block.producer_id:
+                        drained[shard] = block
+                    continue
+                block.is_uncertain = True
+                if self._way.idempotent:
+                    trouble[shard] = short
+                else:
+                    self._buffer.fail(shard, short)
+            elif block.producer_id:
+                # Nobody waits for this one, so it stays until the server takes it. One that is
+                # itself at fault would hold up all those behind it.
+                if isinstance(reply, ReplyError) and self._overflow is not None:
+                    await self._overflow.refused(shard, reply)
+                else:
+                    trouble[shard] = reply
+            elif reply.retryable:
+                trouble[shard] = reply
             else:
-                blocked.add(shard.key)
-                # Behind a block that failed for good the next is out of order once: no trouble.
-                if not isinstance(reply, SequenceError):
-                    trouble = reply
-        if isinstance(trouble, ScriptMissingError):
-            link.taught.clear()
-        elif isinstance(trouble, _ASK_ANOTHER):
-            # The server that refuses may not be the one to ask: find it anew.
-            await self._reconnect()
-        return trouble
+                self._buffer.fail(shard, reply)
+        if self._overflow is not None:
+            for shard, block in drained.items():
+                await self._overflow.settled(shard, block)
+        # Behind a block that failed for good the next is out of order once: no trouble.
+        return {s: error for s, error in trouble.items() if not isinstance(error, SequenceError)}
 
-    async def _reconnect(self) -> None:
-        if self._link is not None:
-            await self._link.close()
-            self._link = None
-        if self._server.is_cluster:
-            await self._server.refresh()
-
-    def _pack(self, link: Link, shard: Shard, block: Block) -> bytes:
+    def _pack(self, link: Link, shard: Shard, block: Block) -> tuple[bytes, ...]:
+        """The command that appends a block, in one or two pieces."""
         whole = self._script.name not in link.taught
         link.taught.add(self._script.name)
-        keys = (shard.key, shard.sequence_key)
-        numbers = (block.sequence, shard.floor, shard.acknowledged)
-        fixed = (*numbers, SEQUENCE_TTL_MS, block.mark, block.count)
+        # What came before the first that is written is settled: it will not be sent again.
+        floor = shard.waiting[0].sequence - 1
+        numbers: tuple[int | str, ...] = ("", 0, 0)
+        sequence_key = shard.sequence_key
+        if block.producer_id:
+            sequence_key = side_key(shard.key, f"seq:{block.producer_id}")
+            numbers = (block.sequence, floor, 0)
+        elif self._way.idempotent:
+            numbers = (block.sequence, floor, shard.acknowledged)
+        keys = [shard.key, sequence_key]
+        if self._way.limits.startswith("ring"):
+            # Only then: a key that is not there makes a cluster refuse while the slot moves.
+            keys.append(shard.trimmed_key)
+        fixed = (*numbers, self._way.sequence_ttl_ms, self._way.limits, block.mark, block.count)
+        payload = block.seal(compress=self._way.compress)
         if block.mark:
-            if block.payload is None:
-                block.payload = rows_payload(block.count, block.parts, compress=self._compress)
-                block.parts = []
-            block.wire_bytes = len(block.payload)
-            return self._script.pack(keys, *fixed, block.payload, whole=whole)
+            return (self._script.pack(keys, *fixed, payload, whole=whole),)
         packed = self._script.pack(keys, *fixed, whole=whole)
         end = packed.index(b"\n") + 1
         count = int(packed[1:end]) + block.arguments
-        block.wire_bytes = sum(map(len, block.parts))
-        return b"".join((b"*%d\r\n" % count, packed[end:], *block.parts))
+        return b"*%d\r\n%b" % (count, packed[end:]), payload
 
-    def _acknowledge(self, shard: Shard, reply: list[Any]) -> None:
+    def _acknowledge(self, shard: Shard, block: Block, reply: list[Any]) -> None:
         status, *rest = reply
         if status == b"old":
             self._buffer.stats.recognised += 1
@@ -177,16 +305,19 @@ class Lane:
                 "the server has lost track of what this producer sent to %s before: "
                 "it lost data, or nothing was sent for %d h",
                 shard.key,
-                SEQUENCE_TTL_MS // 3_600_000,
+                self._way.sequence_ttl_ms // 3_600_000,
             )
         runs: list[tuple[int, int, int]] = []
         for first, entries in zip(rest[::2], rest[1::2], strict=True):
             ms, _, seq = first.partition(b"-")
             runs.append((int(ms), int(seq), int(entries)))
+        if shard.attempt:
+            log.info("%s takes events again, after %d tries", shard.key, shard.attempt)
+            shard.succeed()
         self._buffer.acknowledge(shard, runs)
 
-    def _give_up_late(self, error: StandpipeError) -> None:
+    def _give_up_late(self, trouble: Trouble) -> None:
         now = time.monotonic()
-        for shard in self._shards:
+        for shard, error in trouble.items():
             while shard.queue and shard.queue[0].deadline <= now:
                 self._buffer.fail(shard, error)

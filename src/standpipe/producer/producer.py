@@ -6,7 +6,10 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+
+import msgspec
 
 from standpipe.codec import (
     MARKS,
@@ -17,8 +20,15 @@ from standpipe.codec import (
     events_to_table,
     rows_part,
 )
-from standpipe.errors import ConfigError, EventTooLargeError, NotAcknowledgedError
+from standpipe.errors import (
+    ConfigError,
+    EventTooLargeError,
+    NotAcknowledgedError,
+    ServerError,
+    StandpipeError,
+)
 from standpipe.event import Event, check_event, check_events
+from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import partition
 from standpipe.limits import (
     BLOCK_BYTES_MAX,
@@ -28,14 +38,21 @@ from standpipe.limits import (
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
     SEND_DEADLINE_MS,
+    SEQUENCE_TTL_MS,
+    SPOOL_AFTER_MS,
+    SPOOL_BYTES_MAX,
+    SPOOLED_SEQUENCE_TTL_MS,
     TABLE_BLOCK_BYTES_MAX,
     TABLE_BLOCK_ROWS_MAX,
 )
-from standpipe.producer.block import Receipt, Receipts
+from standpipe.producer.block import Block, Receipt, Receipts
 from standpipe.producer.buffer import Buffer, ProducerStats, Shard
-from standpipe.producer.lane import Lane
-from standpipe.stream import Stream
-from standpipe.wire import pack
+from standpipe.producer.lane import Lane, Way
+from standpipe.producer.level import Level
+from standpipe.producer.overflow import Overflow
+from standpipe.spool import Spool
+from standpipe.stream import Definition, Stream
+from standpipe.wire import Link, pack
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,16 +76,26 @@ class Producer:
         deadline_ms: How long a block is tried before its receipt fails, ms. Looked at between two
             tries; one that waits for a reply waits for the server's ``reply_ms_max``.
         compress: Whether rows and columns are compressed when that is smaller.
+        acknowledge: The level at which receipts resolve: ``memory``, ``fsync``, ``replicas=2``, or
+            both: ``fsync,replicas=2``. docs/producer.md says what each can still lose.
+        idempotent: Whether the server checks numbers, so that a block sent again is added once.
+            Without, a block whose reply is lost fails with UnknownOutcomeError.
+        spool: A file on a local disk, of this producer alone, that takes what the server has not
+            taken for SPOOL_AFTER_MS (or ``deadline_ms``, if that is less); None: no spool.
+        spool_bytes_max: Bytes that it may take there.
+        on_failed: Called with the events of each block that is given up on, and the error, before
+            its receipts settle. It must not block; what it raises is logged.
 
     Raises:
-        ConfigError: a value that is not allowed.
-        ServerError: on starting: the server cannot be reached or refuses.
+        ConfigError: a value that is not allowed; on starting: a level that the server cannot give.
+        SpoolError: on starting: the spool cannot be used.
+        ServerError: on starting: the server cannot be reached or refuses. With a spool that knows
+            the stream an error that is retryable is none: events go there.
 
     Delivery:
-        An acknowledged event is in the server's memory (level ``memory``). A server that crashes
-        loses what its AOF has not synced yet: up to a second with ``appendfsync everysec``, nothing
-        with ``always``. If this process dies, events that were not acknowledged may or may not
-        have been added.
+        An acknowledged event is as safe as the level says. If this process dies, events that were
+        not acknowledged may or may not have been added; those in the spool are sent, once, by the
+        next producer that is given it.
 
     Use it as an async context manager; leaving it flushes.
     """
@@ -86,6 +113,11 @@ class Producer:
         event_bytes_max: int = EVENT_BYTES_MAX,
         deadline_ms: int = SEND_DEADLINE_MS,
         compress: bool = True,
+        acknowledge: str = "memory",
+        idempotent: bool = True,
+        spool: Path | str | None = None,
+        spool_bytes_max: int = SPOOL_BYTES_MAX,
+        on_failed: Callable[[list[Event], StandpipeError], object] | None = None,
     ) -> None:
         if on_full not in ("wait", "raise"):
             raise ConfigError(f"on_full is {on_full!r}", hint="It is 'wait' or 'raise'.")
@@ -96,9 +128,16 @@ class Producer:
             ("block_bytes_max", block_bytes_max),
             ("event_bytes_max", event_bytes_max),
             ("deadline_ms", deadline_ms),
+            ("spool_bytes_max", spool_bytes_max),
         ):
             if value < 1:
                 raise ConfigError(f"{name} is {value}", hint="It is at least 1.")
+        if spool is not None and not idempotent:
+            raise ConfigError(
+                "a spool was given to a producer that is not idempotent",
+                hint="Leave idempotent on: what is drained may be on the server already.",
+            )
+        self._made = forks()
         self.stream: Final = stream
         self.id = ""
         """What the server remembers this producer by; a new one from each start."""
@@ -108,19 +147,28 @@ class Producer:
         self._event_bytes_max = event_bytes_max
         self._part_bytes_max = min(event_bytes_max, block_bytes_max)
         self._compress = compress
+        self._level = Level.parse(acknowledge)
+        self._idempotent = idempotent
+        self._spool_path = spool
+        self._spool_bytes_max = spool_bytes_max
+        self._spool_after_ms = min(SPOOL_AFTER_MS, deadline_ms)
+        self._on_failed = on_failed
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
             self.id,
             bytes_max=buffer_bytes_max,
             events_max=buffer_events_max,
             block_bytes_max=block_bytes_max,
-            block_events_max=block_events_max,
+            block_events_max=self._block_events_max,
             deadline_ms=deadline_ms,
+            on_failed=self._report if on_failed is not None else None,
         )
         self._buffer = self._new_buffer(())
         self._buffer.close()
         self._lanes: list[Lane] = []
+        self._overflow: Overflow | None = None
         self._opened_stream = False
+        self._is_confirmed = True
 
     @property
     def stats(self) -> ProducerStats:
@@ -133,32 +181,102 @@ class Producer:
         """Connect, so that a wrong URL or password shows now and not at the first send."""
         if self._lanes:
             return self
-        if not self.stream.is_open:
-            await self.stream.open()
-            self._opened_stream = True
-        self._codec = check_codec(self._codec or self.stream.definition.codec)
-        self._mark = MARKS[self._codec]
-        self._layout = self.stream.definition.layout
         # Blocks are numbered from 1 again: under its old id the server would take them for old.
         self.id = uuid.uuid4().hex
-        buffer = self._new_buffer(self.stream.keys)
-        server = self.stream.server
-        # In a cluster the shards' slots move between nodes one by one: each has its own connection.
-        groups = [[shard] for shard in buffer.shards] if server.is_cluster else [buffer.shards]
-        self._lanes = [Lane(buffer, group, server, compress=self._compress) for group in groups]
+        spool = await self._open_spool()
         try:
-            for lane in self._lanes:
-                await lane.connect()
+            await self._open_stream(spool)
+            definition = self.stream.definition
+            self._codec = check_codec(self._codec or definition.codec)
+            self._mark = MARKS[self._codec]
+            self._layout = definition.layout
+            if self._codec == "plain" and definition.entries_max is not None:
+                # A run with more entries than the stream may have could never be added.
+                self._block_events_max = min(self._block_events_max, definition.entries_max)
+            buffer = self._new_buffer(self.stream.keys)
+            if spool is not None:
+                self._overflow = await asyncio.to_thread(self._bound, spool, buffer)
+            self._lanes = self._new_lanes(buffer)
+            await self._connect()
         except BaseException:
             await self._stop()
+            if spool is not None:
+                await asyncio.to_thread(spool.close)
             raise
         for lane in self._lanes:
             lane.start()
         self._buffer = buffer
         return self
 
+    async def _open_spool(self) -> Spool | None:
+        if self._spool_path is None:
+            return None
+        # What stands on the server has to be on disk, so what stands here has to be as well.
+        return await asyncio.to_thread(
+            Spool, self._spool_path, bytes_max=self._spool_bytes_max, fsync=self._level.fsync
+        )
+
+    async def _open_stream(self, spool: Spool | None) -> None:
+        self._is_confirmed = True
+        if self.stream.is_open:
+            return
+        try:
+            await self.stream.open()
+        except ServerError as error:
+            known = None if spool is None else await asyncio.to_thread(lambda: spool.definition)
+            if not known or not error.retryable:
+                raise
+            log.warning("%s; events go to the spool %s (%s)", error, self._spool_path, error.hint)
+            self.stream.take(msgspec.json.decode(known, type=Definition))
+            self._is_confirmed = False
+        self._opened_stream = True
+
+    def _bound(self, spool: Spool, buffer: Buffer) -> Overflow:
+        stream = self.stream
+        spool.bind(stream.name, stream.keys, msgspec.json.encode(stream.definition).decode())
+        after_ms = self._spool_after_ms
+        return Overflow(spool, buffer, self.id, after_ms=after_ms, compress=self._compress)
+
+    def _new_lanes(self, buffer: Buffer) -> list[Lane]:
+        server = self.stream.server
+        way = Way(
+            idempotent=self._idempotent,
+            compress=self._compress,
+            sequence_ttl_ms=SEQUENCE_TTL_MS if self._overflow is None else SPOOLED_SEQUENCE_TTL_MS,
+            limits=self.stream.definition.shard_limits,
+        )
+        # In a cluster the shards' slots move between nodes one by one: each has its own connection.
+        groups = [[shard] for shard in buffer.shards] if server.is_cluster else [buffer.shards]
+        return [
+            Lane(
+                buffer,
+                group,
+                server,
+                way,
+                on_connected=self._on_connected,
+                overflow=self._overflow,
+            )
+            for group in groups
+        ]
+
+    async def _connect(self) -> None:
+        for lane in self._lanes:
+            try:
+                await lane.connect()
+            except ServerError as error:
+                if self._overflow is None or not error.retryable:
+                    raise
+                log.warning("%s; events go to the spool (%s)", error, error.hint)
+                return
+
+    async def _on_connected(self, link: Link) -> Level:
+        if not self._is_confirmed:
+            await self.stream.confirm()
+            self._is_confirmed = True
+        return await self._level.verified(link)
+
     async def flush(self) -> None:
-        """Wait until everything sent so far is acknowledged or has failed.
+        """Wait until everything sent so far is acknowledged, in the spool, or has failed.
 
         Raises:
             NotAcknowledgedError: events failed whose receipts nobody has awaited.
@@ -167,11 +285,13 @@ class Producer:
         self._buffer.raise_failures()
 
     async def close(self, *, deadline_ms: int = DRAIN_MS_MAX) -> None:
-        """Flush, then disconnect. What is not acknowledged by the deadline fails.
+        """Flush, then disconnect. What is not acknowledged by the deadline goes to the spool, or
+        fails where there is none.
 
         Raises:
             NotAcknowledgedError: as :meth:`flush`; the connections are closed all the same.
         """
+        require_same_process(self._made, "producer")
         self._buffer.is_closed = True
         try:
             async with asyncio.timeout(deadline_ms / 1000):
@@ -186,6 +306,9 @@ class Producer:
         lanes, self._lanes = self._lanes, []
         for lane in lanes:
             await lane.stop()
+        overflow, self._overflow = self._overflow, None
+        if overflow is not None:
+            await overflow.close()
         self._buffer.close()
         if self._opened_stream:
             self._opened_stream = False
@@ -202,6 +325,14 @@ class Producer:
                 raise
             # The body's own error goes on; what failed beside it is still said.
             log.error("%s", error)
+
+    def _report(self, shard: Shard, block: Block, error: StandpipeError) -> None:
+        assert self._on_failed is not None
+        spooled = block.to_spooled(shard.key, self.id, compress=False)
+        try:
+            self._on_failed(spooled.events(self._layout), error)
+        except Exception:
+            log.exception("on_failed raised for %d events that failed: %s", block.count, error)
 
     # --- sending ---------------------------------------------------------------------------------
 

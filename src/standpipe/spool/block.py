@@ -6,13 +6,18 @@ Pure: no file here.
 from __future__ import annotations
 
 import zlib
-from typing import Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from standpipe.clock import now_ms
 from standpipe.errors import DecodeError
+from standpipe.event import Event
 from standpipe.limits import SPOOL_BLOCK_OVERHEAD_BYTES, SPOOL_PAGE_BYTES
+
+if TYPE_CHECKING:
+    from standpipe.codec import PlainLayout
 
 
 class SpooledBlock(msgspec.Struct, frozen=True):
@@ -51,6 +56,30 @@ class SpooledBlock(msgspec.Struct, frozen=True):
             f"{self.arguments} {self.spooled_at}"
         )
         return zlib.crc32(self.payload, zlib.crc32(rest.encode()))
+
+    def events(self, layout: PlainLayout) -> list[Event]:
+        """The events that it carries.
+
+        Args:
+            layout: How the stream's plain entries are laid out.
+
+        Raises:
+            DecodeError: the payload is not what its mark and counts say.
+
+        Cost: decodes the block.
+        """
+        from standpipe.codec import decode_entry
+
+        if self.mark:
+            return decode_entry(b"0-1", _entry_fields(self), layout).events()
+        arguments = list(_plain_arguments(self.payload))
+        found: list[Event] = []
+        at = 0
+        while at < len(arguments):
+            stop = at + 1 + int(arguments[at])
+            found += decode_entry(b"0-1", arguments[at + 1 : stop], layout).events()
+            at = stop
+        return found
 
 
 class AsideBlock(msgspec.Struct, frozen=True):
@@ -147,14 +176,27 @@ def content_fault(block: SpooledBlock) -> str | None:
 
     if not block.mark:
         return _plain_fault(block)
-    header = (b"c", block.mark.encode(), b"n", b"%d" % block.count, b"d", block.payload)
     try:
-        entry = decode_entry(b"0-1", list(header), PlainLayout())
+        entry = decode_entry(b"0-1", _entry_fields(block), PlainLayout())
         # Of columns the table is enough: its length is checked against n.
         _ = entry.table() if block.mark.startswith("arrow") else entry.events()
     except DecodeError as error:
         return error.message
     return None
+
+
+def _entry_fields(block: SpooledBlock) -> list[bytes]:
+    return [b"c", block.mark.encode(), b"n", b"%d" % block.count, b"d", block.payload]
+
+
+def _plain_arguments(payload: bytes) -> Iterator[bytes]:
+    """The RESP arguments that a sound payload of plain events consists of."""
+    at = 0
+    while at < len(payload):
+        start = payload.index(b"\r\n", at) + 2
+        stop = start + int(payload[at + 1 : start - 2])
+        yield payload[start:stop]
+        at = stop + 2
 
 
 def _plain_fault(block: SpooledBlock) -> str | None:

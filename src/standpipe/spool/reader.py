@@ -61,6 +61,12 @@ class SpoolReader:
         with self._file.reading() as db:
             return meta(db, "stream")
 
+    @property
+    def definition(self) -> str | None:
+        """What :meth:`Spool.bind` was told of that stream; None when it has had no producer yet."""
+        with self._file.reading() as db:
+            return meta(db, "definition")
+
     def head(self, shard_key: str, *, bytes_max: int, count_max: int) -> list[SpooledBlock]:
         """The oldest blocks of a shard, in the order in which they have to be sent.
 

@@ -85,8 +85,13 @@ class Spool(SpoolReader):
         """Open a spool for reading, also while a producer has it; see :class:`SpoolReader`."""
         return SpoolReader(path)
 
-    def bind(self, stream_name: str, shard_keys: Sequence[str]) -> None:
+    def bind(self, stream_name: str, shard_keys: Sequence[str], definition: str = "") -> None:
         """Say which stream the blocks belong to, once per start of the producer.
+
+        Args:
+            stream_name: The stream.
+            shard_keys: The keys of its shards.
+            definition: What a producer that starts while the server is away has to know of it.
 
         Raises:
             ConfigError: it belongs to another stream, or holds blocks for a shard that is not among
@@ -111,6 +116,7 @@ class Spool(SpoolReader):
                         "away.",
                     )
             set_meta(db, "stream", stream_name)
+            set_meta(db, "definition", definition)
 
     # --- in --------------------------------------------------------------------------------------
 
