@@ -119,6 +119,9 @@ CONFIRM_MS_MAX: Final = 5_000
 """How long one write waits for the disk or the replicas (WAITAOF, WAIT). With ``everysec`` the disk
 takes one second, two when it is slow; replicas lag longer while they load."""
 
+FSYNC_PROBE_MS: Final = 200
+"""How long the probe of WAITAOF waits, twice: together well below the second between two syncs."""
+
 SPOOL_AFTER_MS: Final = 2_000
 """How long a shard is in trouble before what waits for it goes to the spool: longer than a restart
 or a failover of the server mostly takes, and what a crash of the producer may cost meanwhile."""

@@ -189,6 +189,15 @@ class Stream:
         """
         if self._definition is not None:
             return self
+        try:
+            self.take(await self._agree())
+        except BaseException:
+            # Whoever opens it in vain has nothing to close.
+            await self.close()
+            raise
+        return self
+
+    async def _agree(self) -> Definition:
         key = definition_key(self.name)
         raw: bytes | None = await self.server.call("GET", key, key=key)
         if raw is None and self._asked:
@@ -197,8 +206,7 @@ class Stream:
             # NX: of two processes that begin at once one wins, and the other compares itself to it.
             await self.server.call("SET", key, wanted, "NX", key=key)
             raw = await self.server.call("GET", key, key=key)
-        self.take(self._read(raw))
-        return self
+        return self._read(raw)
 
     def take(self, found: Definition) -> None:
         """Open it with a definition that is known already, without asking the server.

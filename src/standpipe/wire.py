@@ -215,7 +215,12 @@ class Link:
         return self._connection.is_connected
 
     async def is_usable(self) -> bool:
-        """Whether it is open and, with nothing under way, not closed by the server meanwhile."""
+        """Whether it is open and, with nothing under way, not closed by the server meanwhile.
+
+        Raises:
+            ForkedError: as :meth:`exchange`.
+        """
+        require_same_process(self._forks, "connection")
         if not self.is_open:
             return False
         try:

@@ -57,8 +57,8 @@ class Lane:
         shards: Those that go over this connection.
         server: Where to.
         way: How blocks are written.
-        on_connected: Called with each new connection before anything is written to it; says what
-            level the server gives.
+        on_connected: Called with each new connection, and a shard, before anything is written to
+            it; says what level the server gives.
         overflow: Where blocks go that wait too long; None: they fail at their deadline.
     """
 
@@ -69,7 +69,7 @@ class Lane:
         server: Server,
         way: Way,
         *,
-        on_connected: Callable[[Link], Awaitable[Level]],
+        on_connected: Callable[[Link, str], Awaitable[Level]],
         overflow: Overflow | None,
     ) -> None:
         self._buffer = buffer
@@ -96,7 +96,7 @@ class Lane:
             await self._disconnect()
             link = await self._server.link(self._shards[0].key)
             try:
-                self._level = await self._on_connected(link)
+                self._level = await self._on_connected(link, self._shards[0].key)
             except BaseException:
                 await link.close()
                 raise

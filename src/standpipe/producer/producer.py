@@ -269,11 +269,11 @@ class Producer:
                 log.warning("%s; events go to the spool (%s)", error, error.hint)
                 return
 
-    async def _on_connected(self, link: Link) -> Level:
+    async def _on_connected(self, link: Link, shard_key: str) -> Level:
         if not self._is_confirmed:
             await self.stream.confirm()
             self._is_confirmed = True
-        return await self._level.verified(link)
+        return await self._level.verified(link, shard_key)
 
     async def flush(self) -> None:
         """Wait until everything sent so far is acknowledged, in the spool, or has failed.
@@ -281,6 +281,7 @@ class Producer:
         Raises:
             NotAcknowledgedError: events failed whose receipts nobody has awaited.
         """
+        require_same_process(self._made, "producer")
         await self._buffer.wait_until_empty()
         self._buffer.raise_failures()
 
