@@ -102,8 +102,11 @@ BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that a producer holds between send() and the acknowledgement; then send() waits."""
 
 BUFFER_EVENTS_MAX: Final = 1_000_000
-"""Events that a producer holds, whatever their size: each costs the client about 200 bytes beside
-its payload."""
+"""Events that a producer holds, whatever their size."""
+
+EVENT_HELD_BYTES: Final = 200
+"""What one of them costs at most beside its payload, receipt included. A producer takes no more
+than its buffer_bytes_max and this for each of its buffer_events_max."""
 
 WRITE_BYTES_MAX: Final = 4 * 1024 * 1024
 """Bytes of one write to the server. Larger writes add no throughput and make a cut dearer."""
@@ -119,8 +122,10 @@ CONFIRM_MS_MAX: Final = 5_000
 """How long one write waits for the disk or the replicas (WAITAOF, WAIT). With ``everysec`` the disk
 takes one second, two when it is slow; replicas lag longer while they load."""
 
-FSYNC_PROBE_MS: Final = 200
-"""How long the probe of WAITAOF waits, twice: together well below the second between two syncs."""
+FSYNC_PROBES: Final = 8
+FSYNC_PROBE_MS: Final = 110
+"""How often WAITAOF is probed, and how long each probe waits: together less than the second that
+lies between two syncs."""
 
 SPOOL_AFTER_MS: Final = 2_000
 """How long a shard is in trouble before what waits for it goes to the spool: longer than a restart

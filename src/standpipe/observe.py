@@ -48,6 +48,8 @@ class ShardStatus(msgspec.Struct, frozen=True):
     """As MEMORY USAGE estimates it; None where the command is not allowed."""
     dead: int
     """Dead letters."""
+    trimmed: int | None
+    """Entries that a ring has trimmed to stay within its limits; None where it may not be read."""
     groups: list[GroupStatus]
 
 
@@ -83,19 +85,21 @@ async def stream_status(stream: Stream) -> StreamStatus:
 
 async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
     key = stream.keys[shard]
-    info, groups, memory, dead = await stream.server.call_many(
+    info, groups, memory, dead, ringed = await stream.server.call_many(
         [
             ("XINFO", "STREAM", key),
             ("XINFO", "GROUPS", key),
             ("MEMORY", "USAGE", key),
             ("XLEN", stream.dead_key(shard)),
+            ("GET", stream.trimmed_key(shard)),
         ],
         key=key,
     )
     dead = 0 if isinstance(dead, StandpipeError) else dead
+    trimmed = None if isinstance(ringed, StandpipeError) else int(ringed or 0)
     if isinstance(info, ReplyError) and "no such key" in str(info):
         # A shard that no event has reached yet: that is no fault.
-        return ShardStatus(shard, key, 0, None, None, 0, dead, [])
+        return ShardStatus(shard, key, 0, None, None, 0, dead, trimmed, [])
     if isinstance(info, StandpipeError):
         raise info
     if isinstance(groups, StandpipeError):
@@ -109,6 +113,7 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
         last=_first_id(found.get("last-entry")),
         memory_bytes=memory if isinstance(memory, int) else None,
         dead=dead,
+        trimmed=trimmed,
         groups=[await _group_status(stream, key, _mapping(group), now) for group in groups],
     )
 

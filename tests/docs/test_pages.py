@@ -88,14 +88,14 @@ def test_every_file_that_the_manual_table_names_is_there() -> None:
 # --- examples ------------------------------------------------------------------------------------
 
 
-def _run_example(name: str, server: TestServer) -> str:
+def _run_example(name: str, server: TestServer, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name)],
         capture_output=True,
         check=False,
         text=True,
         timeout=60,
-        env=os.environ | {"STANDPIPE_URL": server.url},
+        env=os.environ | {"STANDPIPE_URL": server.url} | environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -121,6 +121,14 @@ def test_the_notebook_example_runs(fresh: TestServer) -> None:
     out = _run_example("notebook.py", fresh)
     assert "'key': 'pump-2'" in out
     assert "'flow_m3s': None" in out
+
+
+def test_the_durable_example_runs(fresh: TestServer, tmp_path: Path) -> None:
+    """examples/durable.py takes the highest level that the server gives, and is acknowledged."""
+    out = _run_example("durable.py", fresh, SPOOL=str(tmp_path))
+    assert re.search(r"^acknowledged at the level (fsync|memory) as \d+-\d+/0$", out, re.MULTILINE)
+    assert "acknowledged=1" in out
+    assert (tmp_path / "pump_stream.spool").is_file()
 
 
 def test_the_readme_program_runs(fresh: TestServer, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from standpipe import Event, Producer, Stream
 from standpipe.errors import ConfigError, NotPermittedError, ServerFullError, StreamFullError
 from standpipe.keyspace import side_key
+from standpipe.observe import stream_status
 from standpipe.wire import Link, Server, script
 from tests.conditions import eventually
 from tests.servers.entries import events_of, make_events, numbers, numbers_at
@@ -195,6 +196,8 @@ async def test_ring_of_max_len(codec: str, server: TestServer, stream_name: str)
         assert found == list(range(2_000 - len(found), 2_000))
         assert len(found) >= limit - 20
         assert producer.stats.retries == 0
+        status = await stream_status(stream)
+        assert status.shards[0].trimmed == 2_000 - len(found)
 
 
 async def test_ring_of_max_bytes(server: TestServer, stream_name: str) -> None:

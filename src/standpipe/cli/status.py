@@ -67,7 +67,11 @@ def _print(status: StreamStatus) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     style: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
     shards = Table(title=f"{status.name} on {status.url}", **style)
+    # Only a ring trims, so only a ring needs the column.
+    is_ring = any(shard.trimmed for shard in status.shards)
     add_columns(shards, "shard", "key", "entries", "oldest", "newest", "memory", "dead")
+    if is_ring:
+        add_columns(shards, "trimmed")
     groups = Table(title="groups", **style)
     add_columns(groups, "group", "shard", "lag", "pending", "oldest pending", "consumers")
     for shard in status.shards:
@@ -79,6 +83,7 @@ def _print(status: StreamStatus) -> None:
             since(shard.last),
             _size(shard.memory_bytes),
             f"{shard.dead:,}",
+            *([f"{shard.trimmed or 0:,}"] if is_ring else []),
         )
         for group in shard.groups:
             consumers = [
