@@ -283,13 +283,13 @@ SERVER_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 
 # --- standpipe.testing ---------------------------------------------------------------------------
 
-LEDGER_SENDERS_MAX: Final = 2**20
-"""A ledger takes one of so many sender numbers at random: of ten that send to one stream, two are
-the same once in 20 000 runs, and then the check says so."""
+LEDGER_SENDERS_MAX: Final = 2**26
+"""A ledger takes one of so many sender numbers at random: of a hundred restarts that send to one
+stream, two get the same once in 13 000 runs, and then the check says so."""
 
-LEDGER_SENDER_EVENTS_MAX: Final = 2**32
-"""Events of one sender. With the sender's number the product is 2**52: every language's numbers
-hold it exactly."""
+LEDGER_SENDER_EVENTS_MAX: Final = 2**26
+"""Events of one sender, 67 million. With the sender's number the product is 2**52: every language's
+numbers hold it exactly."""
 
 LEDGER_INTENT_EVENTS: Final = 1_000
 """Events whose intent is logged together: one write of 11 kB. When the process dies, those of them

@@ -25,7 +25,7 @@ from redis.retry import Retry
 from standpipe import Event, Producer, Stream
 from standpipe.errors import ConfigError, LedgerUnsoundError
 from standpipe.keyspace import partition
-from standpipe.testing import Ledger, check, read_logs, send_and_record
+from standpipe.testing import Ledger, Report, check, read_logs, send_and_record
 from standpipe.wire import Server
 from tests.conditions import eventually
 from tests.faults.proxy import Proxy
@@ -121,7 +121,7 @@ async def test_given_up_without_a_reply(own_server: OwnServer, ledger: Ledger) -
     server = own_server("valkey-9.1")
     async with (
         Proxy(server.port, faults=["late reply"], late_ms=60_000) as proxy,
-        Server(proxy.url, reply_ms_max=200) as wire,
+        Server(proxy.url, reply_ms_max=400) as wire,
         Stream("power", wire) as stream,
         Producer(stream, deadline_ms=100) as producer,
     ):
@@ -130,8 +130,34 @@ async def test_given_up_without_a_reply(own_server: OwnServer, ledger: Ledger) -
         await send_and_record(producer, ledger, ledger.events(50))
         report = await check(Stream("power", server.url), ledger)
     report.raise_unless_sound()
-    assert (report.acknowledged, report.unknown) == (100, 50)
-    assert 0 < report.unknown_stored <= 50
+    # On a slow machine a reply of the first hundred may have been too late as well.
+    assert report.unknown >= 50
+    assert report.acknowledged + report.unknown == 150
+    assert report.unknown_stored > 0
+
+
+async def test_a_spool(own_server: OwnServer, ledger: Ledger, tmp_path: Path) -> None:
+    """Events that went to local disk are unknown when their receipts say so, and stored once, in
+    order, when the spool is drained."""
+    server = own_server("valkey-9.1", appendonly="yes")
+
+    async def drained() -> Report | None:
+        report = await check(Stream("power", server.url), ledger)
+        return report if report.stored >= 200 else None
+
+    async with (
+        Stream("power", server.url) as stream,
+        Producer(stream, spool=tmp_path / "spool", deadline_ms=200) as producer,
+    ):
+        await send_and_record(producer, ledger, ledger.events(100))
+        server.kill()
+        await send_and_record(producer, ledger, ledger.events(100))
+        server.start()
+        report = await eventually(drained)
+    report.raise_unless_sound()
+    # On a slow machine some of the first hundred may have gone to the disk as well.
+    assert 100 <= report.unknown == report.unknown_stored < 200
+    assert report.stored == 200
 
 
 # --- broken producers ----------------------------------------------------------------------------
@@ -301,7 +327,8 @@ async def test_several_senders(
         async with Stream(stream_name, server.url) as stream, Producer(stream) as producer:
             for each in (ledger, other, ledger):
                 await send_and_record(producer, each, each.events(20))
-            report = await check(stream, ledger, tmp_path / "other.log", str(ledger.path))
+            same = tmp_path / ".." / tmp_path.name / "sends.log"
+            report = await check(stream, ledger, tmp_path / "other.log", str(same))
             assert report.raise_unless_sound().acknowledged == 60
             assert (await check(stream, ledger)).faults == {"phantoms": 20}
             with pytest.raises(ConfigError, match="no ledger"):

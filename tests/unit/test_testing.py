@@ -38,8 +38,11 @@ from standpipe.errors import (
     LedgerUnsoundError,
     LedgerUnusableError,
     NotAcknowledgedError,
+    NotDurableError,
     ProducerClosedError,
     ReplyTimeoutError,
+    SpooledError,
+    UnknownOutcomeError,
 )
 from standpipe.event import Event, EventId
 from standpipe.testing import (
@@ -236,7 +239,7 @@ def test_a_finding_says_where(sent: Sent) -> None:
     """An example names the number, the key and the place in the stream."""
     path, events = sent
     number = events[1].fields[NUMBER_FIELD]
-    said = f"number {number} (event 1 of sender {number >> 32})"
+    said = f"number {number} (event 1 of sender {number >> 26})"
     text = str(compared(path, [*events, events[1]]))
     assert f"  duplicates: {said}, key 'device-1', at {TIME}-0/6 of shard 0\n" in text
     assert f"  lost: {said}\n" in str(compared(path, [events[0], *events[2:]]))
@@ -361,7 +364,7 @@ def test_the_log_is_as_documented(ledger: Ledger) -> None:
     events = list(ledger.events(3))
     ledger.record([events[0], events[1]], "acknowledged")
     ledger.record([events[2], events[0]], "unknown", reason="no reply")
-    first = ledger.sender * 2**32
+    first = ledger.sender * 2**26
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     assert lines[0] == ["ledger", 1, ledger.sender]
     assert lines[1][:3] == ["intent", first, 3]
@@ -386,7 +389,7 @@ def test_the_strongest_outcome_counts(ledger: Ledger) -> None:
 def test_a_log_of_another_language(tmp_path: Path) -> None:
     """A log that gives no digests, and its numbers as 42.0, is compared in all but content."""
     path = tmp_path / "js.log"
-    first = 7 * 2**32
+    first = 7 * 2**26
     path.write_text(f'["ledger",1,7]\n["intent",{first},2,null]\n["acknowledged",{first},2]\n')
     stored = [Event("m", TIME, {"v": n, NUMBER_FIELD: float(first + n)}) for n in range(2)]
     report = compared(path, stored)
@@ -579,6 +582,9 @@ def test_sending(ledger: Ledger) -> None:
         (ConfigError("x"), "failed"),
         (BackpressureError("x"), "failed"),
         (ReplyTimeoutError("x"), "unknown"),
+        (UnknownOutcomeError("x"), "unknown"),
+        (SpooledError("x"), "unknown"),
+        (NotDurableError("x"), "unknown"),
         (ProducerClosedError("x"), "unknown"),
         (NotAcknowledgedError("x", count=1), "unknown"),
         (OSError("x"), "unknown"),

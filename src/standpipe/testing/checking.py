@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 from standpipe.errors import ConfigError, StandpipeError, StreamNotFoundError
@@ -56,9 +57,8 @@ async def check(
     """
     if not ledgers:
         raise ConfigError("no ledger was given", hint="Give the Ledger, or the path of its log.")
-    paths = [os.fspath(each.path if isinstance(each, Ledger) else each) for each in ledgers]
     comparison = Comparison(
-        read_logs(*dict.fromkeys(paths)),
+        read_logs(*dict.fromkeys(map(_log_of, ledgers))),
         added_once=added_once,
         ordered=ordered,
         examples_max=examples_max,
@@ -72,6 +72,11 @@ async def check(
         pass  # A server that forgot everything is a finding, not a failure of the check.
     comparison.undecodable = reader.undecodable
     return comparison.report()
+
+
+def _log_of(ledger: Ledger | str | os.PathLike[str]) -> Path:
+    """The log's path, in the one form that tells whether two are the same."""
+    return Path(ledger.path if isinstance(ledger, Ledger) else ledger).resolve()
 
 
 async def send_and_record(

@@ -1,10 +1,10 @@
 """The log of sends on disk: one JSON array per line, appended and never changed.
 
-    ["ledger", 1, 734003]                    format, and the sender: a number of 20 bits
-    ["intent", 3152519739965440, 2, "mw…"]   first number, how many, their digests or null
-    ["acknowledged", 3152519739965440, 1]    likewise "failed" and "unknown"; a reason may follow
+    ["ledger", 1, 46977221]                  format, and the sender: a number of 26 bits
+    ["intent", 3152587935186944, 2, "mw…"]   first number, how many, their digests or null
+    ["acknowledged", 3152587935186944, 1]    likewise "failed" and "unknown"; a reason may follow
 
-Numbers are ``sender * 2**32 + n``, n from 0 without gaps: below 2**53, so that every language's
+Numbers are ``sender * 2**26 + n``, n from 0 without gaps: below 2**53, so that every language's
 numbers hold them. A line is written by one write and no buffer of ours, so it outlives a SIGKILL;
 one that the kill cut short is no JSON, and is left out.
 """
