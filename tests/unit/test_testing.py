@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from standpipe.codec import (
@@ -248,6 +248,7 @@ def test_a_finding_says_where(sent: Sent) -> None:
 # --- a model -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=200)
 @given(
     outcomes=st.lists(st.lists(st.sampled_from(list(Outcome)), max_size=3), max_size=12),
     stored=st.lists(st.tuples(st.integers(0, 14), st.booleans()), max_size=25),

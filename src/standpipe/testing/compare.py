@@ -177,7 +177,7 @@ class Comparison:
         ordered: Whether a violation of the order per key and sender is a fault.
         examples_max: Findings kept of each fault.
 
-    Cost: 9 bytes per event sent, and about 150 per distinct key.
+    Cost: 9 bytes per event sent, and about 120 per distinct key.
     """
 
     def __init__(
