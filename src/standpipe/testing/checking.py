@@ -53,7 +53,8 @@ async def check(
         ServerError: the stream cannot be read.
 
     Cost: 9 bytes of memory per event sent, about 120 per distinct key, and a page of
-    256 entries per shard, one of them decoded; 3 to 12 µs of CPU per event, by codec; XRANGE of 256 entries per page and shard.
+    256 entries per shard, one of them decoded; 3 to 12 µs of CPU per event, by codec; one XRANGE
+    per page.
     """
     if not ledgers:
         raise ConfigError("no ledger was given", hint="Give the Ledger, or the path of its log.")
