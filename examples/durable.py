@@ -6,14 +6,14 @@ python examples/durable.py
 
 import asyncio
 import os
-import tempfile
 from pathlib import Path
 
 from standpipe import Event, Producer, StandpipeError, Stream
 from standpipe.errors import ConfigError, SpooledError, UnknownOutcomeError
 
 URL = os.environ.get("STANDPIPE_URL", "redis://127.0.0.1:6390")
-SPOOL = Path(os.environ.get("SPOOL", tempfile.gettempdir())) / "pump_stream.spool"
+SPOOL = Path("pump_stream.spool")
+"""On a local disk, and of this producer alone."""
 
 
 def keep(events: list[Event], error: StandpipeError) -> None:

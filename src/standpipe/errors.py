@@ -56,6 +56,10 @@ StandpipeError
 │   ├── NotPermittedError       NOPERM: the ACL forbids the command or key
 │   ├── CommandMissingError     the server does not know the command
 │   └── ReplyError              any other error reply, with its text
+├── LedgerError                 the ledger of sends of standpipe.testing
+│   ├── LedgerUnusableError     its log cannot be created, written or read
+│   ├── LedgerDamagedError      a line of its log is no record
+│   └── LedgerUnsoundError      the stream does not hold what the ledger says
 └── EmbeddedServerError         the server that ``standpipe up`` runs
     ├── BinaryMissingError      no server program for this machine, or it cannot be run
     ├── FolderUnusableError     the data folder cannot be created or written
@@ -69,6 +73,8 @@ command line prints both.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class StandpipeError(Exception):
@@ -546,6 +552,41 @@ class CommandMissingError(ServerError):
 
 class ReplyError(ServerError):
     """Any other error reply of the server, in its own words."""
+
+
+# --- standpipe.testing ---------------------------------------------------------------------------
+
+
+class LedgerError(StandpipeError):
+    """A ledger of sends could not be kept, or it does not fit the stream."""
+
+
+class LedgerUnusableError(LedgerError):
+    """A ledger's log cannot be created, written or read, or belongs to another process."""
+
+    default_hint = "Give the path of a file on a disk with free space that this user may write."
+
+
+class LedgerDamagedError(LedgerError):
+    """A line of a ledger's log is no record, or contradicts those before it."""
+
+    default_hint = (
+        "See docs/testing.md for the records; give every process that writes one a log of its own."
+    )
+
+
+class LedgerUnsoundError(LedgerError):
+    """The stream does not hold what the ledger says.
+
+    Args:
+        report: The :class:`standpipe.testing.Report`.
+    """
+
+    default_hint = "The report names the first events of each fault and where they are stored."
+
+    def __init__(self, message: str, *, report: Any, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
 
 
 # --- the embedded server -------------------------------------------------------------------------

@@ -286,6 +286,23 @@ already, and it only has to write its AOF out."""
 SERVER_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 """A server log above this is moved to server.log.1 at the next start of the server."""
 
+# --- standpipe.testing ---------------------------------------------------------------------------
+
+LEDGER_SENDERS_MAX: Final = 2**26
+"""A ledger takes one of so many sender numbers at random: of a hundred restarts that send to one
+stream, two get the same once in 13 000 runs, and then the check says so."""
+
+LEDGER_SENDER_EVENTS_MAX: Final = 2**26
+"""Events of one sender, 67 million. With the sender's number the product is 2**52: every language's
+numbers hold it exactly."""
+
+LEDGER_INTENT_EVENTS: Final = 1_000
+"""Events whose intent is logged together: one write of 11 kB. When the process dies, those of them
+that were not sent yet count as unknown."""
+
+LEDGER_EXAMPLES_MAX: Final = 10
+"""Findings that a report keeps of each fault; the rest are counted."""
+
 # --- datasets ------------------------------------------------------------------------------------
 
 DATASET_VALUES_AT_ONCE: Final = 65_536

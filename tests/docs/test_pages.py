@@ -12,6 +12,7 @@ import pytest
 
 from standpipe import config, errors
 from standpipe.cli import app
+from standpipe.keyspace import definition_key, shard_keys
 from tests.servers.fleet import TestServer
 
 ROOT = Path(__file__).parents[2]
@@ -88,24 +89,31 @@ def test_every_file_that_the_manual_table_names_is_there() -> None:
 # --- examples ------------------------------------------------------------------------------------
 
 
-def _run_example(name: str, server: TestServer, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name)],
+def _run_example(name: str, server: TestServer, *arguments: str, cwd: Path | None = None) -> str:
+    done = _start_example(name, server, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _start_example(
+    name: str, server: TestServer, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=cwd,
         capture_output=True,
         check=False,
         text=True,
         timeout=60,
-        env=os.environ | {"STANDPIPE_URL": server.url} | environment,
+        env=os.environ | {"STANDPIPE_URL": server.url, "PYTHONPATH": str(ROOT / "src")},
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture
 def fresh(server: TestServer) -> TestServer:
     """A server without the streams that the examples use."""
-    for name in ("power_grid_stream", "pump_stream"):
-        server.command("UNLINK", name, f"{{{name}}}:definition")
+    for name in ("power_grid_stream", "pump_stream", "sound_stream", "broken_stream"):
+        server.command("UNLINK", *shard_keys(name, 1), *shard_keys(name, 4), definition_key(name))
     return server
 
 
@@ -125,10 +133,32 @@ def test_the_notebook_example_runs(fresh: TestServer) -> None:
 
 def test_the_durable_example_runs(fresh: TestServer, tmp_path: Path) -> None:
     """examples/durable.py takes the highest level that the server gives, and is acknowledged."""
-    out = _run_example("durable.py", fresh, SPOOL=str(tmp_path))
+    out = _run_example("durable.py", fresh, cwd=tmp_path)
     assert re.search(r"^acknowledged at the level (fsync|memory) as \d+-\d+/0$", out, re.MULTILINE)
     assert "acknowledged=1" in out
     assert (tmp_path / "pump_stream.spool").is_file()
+
+
+def test_the_ledger_example_runs(fresh: TestServer, tmp_path: Path) -> None:
+    """examples/ledger.py finds the one producer sound, also when it runs again, and the other not;
+    what it prints is what docs/testing.md shows."""
+    text = (ROOT / "docs" / "testing.md").read_text()
+    sound = _run_example("ledger.py", fresh, cwd=tmp_path)
+    assert f"```\n{sound}```" in text
+    assert re.search(
+        r"^acknowledged +20,000$", _run_example("ledger.py", fresh, cwd=tmp_path), re.M
+    )
+
+    broken = _start_example("ledger.py", fresh, "broken", cwd=tmp_path)
+    assert broken.returncode == 1, broken.stderr
+
+    def masked(output: str) -> str:
+        # Numbers and places are new in each run, and with them which shard's block comes first.
+        output = re.sub(r"\d{6,}|of sender \d+|at \d+-\d+/\d+", "_", output)
+        return "\n".join(sorted(output.splitlines()))
+
+    (shown,) = re.findall(r"```\n([^`]*1 lost, 1 altered, 2 duplicates\n)```", text)
+    assert masked(broken.stdout) == masked(shown)
 
 
 def test_the_readme_program_runs(fresh: TestServer, tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ class Proxy:
         faults: Those to choose from.
         every: Of so many writes one fails; 0: none does.
         late_ms: How long a late reply is held back.
+        write: The command that makes a request a write, as it stands in it.
 
-    Only writes, that is requests which run a script, are tampered with: a connection can always be
-    made.
+    Only writes, by default requests which run a script, are tampered with: a connection can always
+    be made.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Proxy:
         faults: Sequence[str] = FAULTS,
         every: int = 0,
         late_ms: int = 0,
+        write: str = "EVAL",
     ) -> None:
         self.every = every
         self.done: Counter[str] = Counter()
@@ -48,6 +50,7 @@ class Proxy:
         self._chance = random.Random(seed)
         self._faults = faults
         self._late_ms = late_ms
+        self._write = b"\r\n" + write.encode()
         self._writes = 0
         self._links: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
@@ -91,7 +94,7 @@ class Proxy:
                         await end.wait_closed()
 
     def _choose(self, request: bytes) -> str:
-        if not self.every or b"\r\nEVAL" not in request:
+        if not self.every or self._write not in request:
             return ""
         self._writes += 1
         if self._writes % self.every:

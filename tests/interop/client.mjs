@@ -4,10 +4,12 @@
 //   node client.mjs add-rows <url> <stream> <count>        adds one rows block
 //   node client.mjs work <url> <stream> <group> <count>    reads plain entries as a group, acknowledges
 //   node client.mjs read <url> <stream>                    reads plain entries and rows blocks
+//   node client.mjs ledger <url> <stream> <events> <log>   adds events of a file, logs the outcomes
 //   node client.mjs places <stream> <shards> <key>...      the shards' keys, and each key's shard
 //
 // Each prints one line of JSON.
 
+import { appendFileSync, readFileSync } from "node:fs";
 import zlib from "node:zlib";
 import { decode, encode } from "@msgpack/msgpack";
 import { decompress } from "fzstd";
@@ -37,6 +39,21 @@ async function add(url, stream, count) {
       ids.push(await client.xAdd(stream, "*", fields));
     }
     return ids;
+  });
+}
+
+// Every 10th fails before it is sent.
+async function ledger(url, stream, events, log) {
+  return connected(url, async (client) => {
+    const lines = readFileSync(events, "utf8").trim().split("\n");
+    for (const [n, line] of lines.entries()) {
+      const event = JSON.parse(line);
+      const fields = Object.fromEntries(Object.entries(event).map(([k, v]) => [k, String(v)]));
+      const outcome = n % 10 === 9 ? "failed" : "acknowledged";
+      if (outcome === "acknowledged") await client.xAdd(stream, "*", fields);
+      appendFileSync(log, JSON.stringify([outcome, event.ledger_number, 1]) + "\n");
+    }
+    return lines.length;
   });
 }
 
@@ -119,6 +136,6 @@ function places(stream, shards, ...keys) {
   return { shardKeys, homes: keys.map((key) => zlib.crc32(Buffer.from(key)) % count) };
 }
 
-const commands = { add, "add-rows": addRows, work, read, places };
+const commands = { add, "add-rows": addRows, work, read, ledger, places };
 const result = await commands[command](...args);
 console.log(JSON.stringify(result, (_, value) => (typeof value === "bigint" ? String(value) : value)));

@@ -15,6 +15,7 @@ import pytest
 from standpipe import Context, Event, Producer, Reader, Stream, Worker
 from standpipe.keyspace import partition, shard_keys
 from standpipe.limits import INTEGER_MAX, INTEGER_MIN
+from standpipe.testing import Ledger, check
 from tests.conditions import eventually
 from tests.servers.entries import TIME, make_events
 from tests.servers.fleet import TestServer
@@ -208,6 +209,21 @@ async def test_node_writes_rows(server: TestServer, stream_name: str, node: Node
     assert batch.ids[99].entry == entry_id and batch.ids[99].index == 99
     more = {"volts": 230.5, "state": "on", "ok": True, "gap": None}
     assert list(batch) == [Event(f"node-{n % 3}", TIME + n, {"n": n} | more) for n in range(100)]
+
+
+async def test_node_keeps_a_ledger(
+    server: TestServer, stream_name: str, node: Node, tmp_path: Path
+) -> None:
+    """A program in JavaScript sends events that Python numbered, adds its outcomes to the log, and
+    is checked like any producer."""
+    log, lines = tmp_path / "sends.log", tmp_path / "events.ndjson"
+    with Ledger(log) as ledger:
+        made = [json.dumps(event.to_mapping()) for event in ledger.events(100)]
+    lines.write_text("\n".join(made) + "\n")
+    assert node("ledger", server.url, stream_name, lines, log) == 100
+    report = await check(Stream(stream_name, server.url), log)
+    report.raise_unless_sound()
+    assert (report.acknowledged, report.failed, report.unchecked) == (90, 10, 0)
 
 
 def test_node_finds_the_shards(node: Node) -> None:

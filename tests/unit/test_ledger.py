@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from standpipe.demo.ledger import RECORD_BYTES, Account, balance, digest, read_records, records
+from standpipe.demo.ledger import RECORD_BYTES, Account, balance, read_records, records
 from standpipe.event import Event, EventId
 
 EVENTS = [Event(f"meter-{n}", 1_700_000_000_000 + n, {"flow_m3s": n / 8}) for n in range(6)]
@@ -108,16 +108,3 @@ def test_a_record_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "w.records"
     path.write_bytes(whole + whole[: RECORD_BYTES - 1])
     assert len(read_records([path])) == 2
-
-
-def test_the_digest_sees_key_time_and_fields() -> None:
-    """Any difference between two events shows in their digests."""
-    base = Event("a", 1, {"x": 1.0})
-    others = [
-        Event("b", 1, {"x": 1.0}),
-        Event("a", 2, {"x": 1.0}),
-        Event("a", 1, {"x": 1.5}),
-        Event("a", 1, {"y": 1.0}),
-        Event("a", 1, {"x": None}),
-    ]
-    assert len({digest(base), *map(digest, others)}) == 6

@@ -1,12 +1,11 @@
 """The ledger: what was sent against what was processed, event by event. Pure but for its files.
 
-A worker process writes one record per handled event before it acknowledges. The records go to the
-file with one write each time and no buffer of ours, so they outlive a SIGKILL.
+A worker process writes one record per handled event before it acknowledges, to an AppendOnlyFile,
+so that they outlive a SIGKILL. (standpipe.testing is the ledger of what was sent to a stream.)
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from standpipe.event import Event, EventId
+from standpipe.testing import digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +28,6 @@ RECORD: Final = (
     ("at_ns", "<u8"),
 )
 RECORD_BYTES: Final = 34
-
-
-def digest(event: Event) -> int:
-    """64 bits that stand for an event's key, time and fields, whatever codec carried it."""
-    packed = msgspec.msgpack.encode(event)
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
 def records(

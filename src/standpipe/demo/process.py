@@ -16,6 +16,7 @@ import msgspec
 
 from standpipe import Batch, Stream, Worker
 from standpipe.demo.ledger import records
+from standpipe.testing import AppendOnlyFile
 
 
 class Report(msgspec.Struct):
@@ -39,7 +40,7 @@ async def work(
     url: str, stream_name: str, group: str, name: str, folder: Path, idle_ms: int
 ) -> None:
     """Handle events until SIGTERM."""
-    file = os.open(records_path(folder, name), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    file = AppendOnlyFile(records_path(folder, name))
     async with Stream(stream_name, url) as stream:
         worker = Worker(stream, group, name=name, idle_ms_min=idle_ms, in_flight_events_max=4_000)
 
@@ -48,8 +49,7 @@ async def work(
             rows = records(
                 [batch.shard] * len(batch), batch.ids, batch.events, time.time_ns()
             ).tobytes()
-            # One write, straight to the kernel: after it, a SIGKILL takes nothing back.
-            assert os.write(file, rows) == len(rows)
+            file.write(rows)
 
         def report() -> None:
             seen = worker.consumer.stats
@@ -73,7 +73,7 @@ async def work(
         finally:
             reporting.cancel()
             report()
-    os.close(file)
+    file.close()
 
 
 if __name__ == "__main__":

@@ -188,6 +188,15 @@ class Receipts:
                 found[position] = event_id
         return found
 
+    async def errors(self) -> list[StandpipeError | None]:
+        """What each event failed with, in the order given, when all are settled; None: nothing."""
+        found: list[StandpipeError | None] = [None] * self.count
+        for block, _, _, positions in self._parts:
+            await block.wait()
+            for position in positions:
+                found[position] = block.error
+        return found
+
     @property
     def is_done(self) -> bool:
         return all(block.is_settled for block, *_ in self._parts)
