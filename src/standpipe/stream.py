@@ -190,7 +190,7 @@ class Stream:
         if self._definition is not None:
             return self
         try:
-            self.take(await self._agree())
+            self._take(await self._agree())
         except BaseException:
             # Whoever opens it in vain has nothing to close.
             await self.close()
@@ -208,12 +208,18 @@ class Stream:
             raw = await self.server.call("GET", key, key=key)
         return self._read(raw)
 
-    def take(self, found: Definition) -> None:
+    def open_as(self, raw: str) -> None:
         """Open it with a definition that is known already, without asking the server.
 
+        Args:
+            raw: The JSON that :attr:`definition` was written as.
+
         Raises:
-            ConfigError: it differs from what this process asked for.
+            ConfigError: it differs from what this process asked for, or cannot be read.
         """
+        self._take(self._read(raw))
+
+    def _take(self, found: Definition) -> None:
         for name, value in self._asked.items():
             has = getattr(found, name)
             # The codec is what a producer writes by default; any group reads all three.
@@ -255,7 +261,7 @@ class Stream:
                 hint="Leave shards out to use it as it is, or choose another name.",
             )
 
-    def _read(self, raw: bytes | None) -> Definition:
+    def _read(self, raw: bytes | str | None) -> Definition:
         if raw is None:
             return Definition()
         try:

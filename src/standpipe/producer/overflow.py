@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from standpipe.errors import ConfigError, SpoolDamagedError, SpoolError, SpoolFullError
 from standpipe.limits import (
+    RETRY_MS_MAX,
     SPOOL_HEAD_BLOCKS,
     SPOOL_HEAD_BYTES,
     WRITE_BYTES_MAX,
@@ -46,6 +47,7 @@ class Overflow:
         self._after_s = after_ms / 1000
         self._compress = compress
         self._is_full = False
+        self._refused_until = 0.0
         held = {shard.key: shard for shard in buffer.shards}
         for series in spool.summary().series:
             if series.blocks:
@@ -59,12 +61,13 @@ class Overflow:
 
     async def turn(self, shards: Iterable[Shard]) -> None:
         """Before a write: bring back what goes first, and make room where the spool is in use."""
+        now = time.monotonic()
         for shard in shards:
             if not shard.spooled:
                 continue
-            if shard.queue and self._buffer.is_half_full:
+            if shard.queue and self._buffer.is_half_full and now >= self._refused_until:
                 await self.put([shard])
-            if not shard.drain and time.monotonic() >= shard.paused_until:
+            if not shard.drain and now >= shard.paused_until:
                 await _to_its_end(self._bring_back(shard))
 
     async def put(self, shards: Sequence[Shard]) -> None:
@@ -100,6 +103,8 @@ class Overflow:
         return found
 
     def _say(self, error: SpoolError | ConfigError) -> None:
+        # Whoever has events wakes the lane: it must not ask a full disk each time.
+        self._refused_until = time.monotonic() + RETRY_MS_MAX / 1000
         if not isinstance(error, SpoolFullError):
             log.error("%s; events stay in memory (%s)", error, error.hint)
         elif not self._is_full:

@@ -51,7 +51,7 @@ from standpipe.producer.lane import Lane, Way
 from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow
 from standpipe.spool import Spool
-from standpipe.stream import Definition, Stream
+from standpipe.stream import Stream
 from standpipe.wire import Link, pack
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Producer:
             if not known or not error.retryable:
                 raise
             log.warning("%s; events go to the spool %s (%s)", error, self._spool_path, error.hint)
-            self.stream.take(msgspec.json.decode(known, type=Definition))
+            self.stream.open_as(known)
             self._is_confirmed = False
         self._opened_stream = True
 
