@@ -187,6 +187,13 @@ REPLY_MS_MAX: Final = 10_000
 """How long a reply to a command that does not block may take. A blocking read gets its own
 deadline: its BLOCK time plus this."""
 
+KEEPALIVE_IDLE_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_PROBES_MAX: Final = 3
+"""A connection on which nothing happens is probed after the first, in seconds, and given up when so
+many probes, so far apart, stay unanswered: after 45 s, where Linux by itself takes 2 h 11 min.
+Short enough that NAT routers and firewalls, which forget idle connections after minutes, do not."""
+
 SOCKET_READ_BYTES: Final = 256 * 1024
 """Bytes asked of the socket at once; redis-py's default of 64 KiB makes four times the calls."""
 

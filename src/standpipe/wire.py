@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -73,7 +73,14 @@ from standpipe.errors import (
 )
 from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import slot
-from standpipe.limits import CONNECT_MS_MAX, REPLY_MS_MAX, SOCKET_READ_BYTES
+from standpipe.limits import (
+    CONNECT_MS_MAX,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_PROBES_MAX,
+    REPLY_MS_MAX,
+    SOCKET_READ_BYTES,
+)
 
 Argument = str | bytes | int | float
 
@@ -144,7 +151,7 @@ def translate(error: BaseException, where: str) -> StandpipeError:
     if kind is not None:
         return kind(f"{where}: {code} {text}".replace("  ", " ").strip())
     if isinstance(error, (TimeoutError, RedisTimeoutError)):
-        # redis-py says TimeoutError only while connecting: exchanges have their own deadline.
+        # While connecting: in an exchange it is told apart.
         return ServerUnavailableError(f"{where}: no connection within {CONNECT_MS_MAX} ms")
     if isinstance(error, (OSError, RedisConnectionError, MaxConnectionsError)):
         return ServerUnavailableError(f"{where}: {text or type(error).__name__}")
@@ -202,6 +209,8 @@ class Link:
     """
 
     def __init__(self, connection: AbstractConnection, where: str, reply_ms_max: int) -> None:
+        # A URL may set this, and a cluster's connections have it: it would end a blocking read.
+        connection.socket_timeout = None
         self._connection = connection
         self._forks = forks()
         self.where: Final = where
@@ -222,6 +231,10 @@ class Link:
         """
         require_same_process(self._forks, "connection")
         if not self.is_open:
+            return False
+        writer: Any = getattr(self._connection, "_writer", None)
+        if writer is None or writer.is_closing():
+            # Reset, or given up by the kernel: redis-py looks for the end of an orderly closed one.
             return False
         try:
             return not await self._connection.can_read()
@@ -264,8 +277,10 @@ class Link:
                 for _ in range(count):
                     try:
                         replies.append(
+                            # No timeout of redis-py's, not even an infinite one: with it, a
+                            # connection that the kernel gives up would be a reply of None.
                             await connection.read_response(
-                                disable_decoding=True, timeout=math.inf, disconnect_on_error=False
+                                disable_decoding=True, disconnect_on_error=False
                             )
                         )
                     except RedisError as error:
@@ -279,6 +294,11 @@ class Link:
             raise ReplyTimeoutError(
                 f"{self.where}: no reply within {deadline_ms} ms ({len(replies)} of {count} came)"
             ) from None
+        except RedisTimeoutError as error:
+            await self.close()
+            raise ServerUnavailableError(
+                f"{self.where}: the connection is dead, the other side has stopped answering"
+            ) from error
         except (OSError, RedisError) as error:
             await self.close()
             raise translate(error, self.where) from error
@@ -436,7 +456,7 @@ class Server:
         self.address = parse_address(url)
         self.name = name
         self.reply_ms_max: Final = reply_ms_max
-        self._cluster: RedisCluster | None = None
+        self._nodes: Any = None
         self._cluster_lock = asyncio.Lock()
         self._start_hosts = self.address.hosts
         self._shared: dict[str, Link] = {}
@@ -498,38 +518,44 @@ class Server:
         # It keeps the client alive, and so the pool to which connections hold a weak reference.
         return lambda: client.connection_pool.make_connection()  # noqa: PLW0108
 
-    async def _topology(self) -> RedisCluster:
+    async def _topology(self) -> Any:
+        """redis-py's map of the cluster, a NodesManager."""
         async with self._cluster_lock:
-            if self._cluster is None:
+            if self._nodes is None:
                 options = _options(self.address, self.name)
                 tls = {"ssl": True} if options.pop("tls") else {}
+                # Here redis-py asks by itself, one node after another: one that takes connections
+                # and answers nothing would be waited for without end.
+                options["socket_timeout"] = CONNECT_MS_MAX / 1000
                 cluster = RedisCluster(
                     startup_nodes=[ClusterNode(host, port) for host, port in self._start_hosts],
                     **tls,
                     **options,
                 )
+                nodes: Any = cluster.nodes_manager
                 try:
-                    await cluster.initialize()
+                    # The map alone: all of it would ask the first primary for its list of commands,
+                    # and fail for every shard when that one is down.
+                    await nodes.initialize()
                 except BaseException as error:
-                    await cluster.aclose()
+                    await _disconnect(nodes)
                     if not isinstance(error, _ITS_ERRORS):
                         raise
                     raise translate(error, self.address.shown) from error
-                self._cluster = cluster
-            return self._cluster
+                self._nodes = nodes
+            return self._nodes
 
     async def _node_of(self, key: str) -> ClusterNode:
-        nodes: Any = (await self._topology()).nodes_manager
-        return nodes.get_node_from_slot(slot(key))
+        return (await self._topology()).get_node_from_slot(slot(key))
 
     async def refresh(self) -> None:
         """Forget the cluster's map; the next use reads it anew. Connections stay as they are."""
-        cluster, self._cluster = self._cluster, None
-        if cluster is not None:
+        nodes, self._nodes = self._nodes, None
+        if nodes is not None:
             # Those of the URL may be the ones that have died: any node that was seen can tell.
-            seen = [(str(node.host), int(node.port)) for node in cluster.get_nodes()]
+            seen = [(str(node.host), int(node.port)) for node in nodes.nodes_cache.values()]
             self._start_hosts = tuple(dict.fromkeys((*self.address.hosts, *seen)))
-            await cluster.aclose()
+            await _disconnect(nodes)
 
     async def call(self, *arguments: Argument, key: str, reply_ms_max: int | None = None) -> Any:
         """One command that does not block, over a connection shared by such commands.
@@ -664,6 +690,7 @@ def _options(address: Address, name: str) -> dict[str, Any]:
     kind = parsed.pop("connection_class", None)
     if kind is not UnixDomainSocketConnection:
         options["socket_keepalive"] = True
+        options["socket_keepalive_options"] = _keepalive()
     if address.kind != "single":
         # from_url() does this for a single server; Sentinel and Cluster want it spelled out.
         parsed.pop("host", None)
@@ -673,6 +700,27 @@ def _options(address: Address, name: str) -> dict[str, Any]:
         options.update(parsed)
         options["tls"] = kind is SSLConnection
     return options
+
+
+def _keepalive() -> dict[int, int]:
+    """When the kernel finds out that the other side of an idle connection is gone.
+
+    That is all it is asked for: TCP_USER_TIMEOUT, which limits how long written bytes may stay
+    unacknowledged, is left alone, since every exchange has a deadline of its own.
+    """
+    # macOS has the first under another name.
+    idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+    wanted = {
+        idle: KEEPALIVE_IDLE_S,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL_S,
+        "TCP_KEEPCNT": KEEPALIVE_PROBES_MAX,
+    }
+    return {getattr(socket, name): n for name, n in wanted.items() if hasattr(socket, name)}
+
+
+async def _disconnect(nodes: Any) -> None:
+    await nodes.aclose("startup_nodes")
+    await nodes.aclose("nodes_cache")
 
 
 def _node_connection(node: ClusterNode) -> AbstractConnection:

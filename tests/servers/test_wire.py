@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,10 +39,11 @@ from standpipe.errors import (
     WrongTypeError,
 )
 from standpipe.keyspace import shard_keys, side_key
+from standpipe.limits import KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES_MAX
 from standpipe.wire import Link, Server, pack, script
 from tests.conditions import eventually, eventually_sync
 from tests.servers.certificates import make_certificates
-from tests.servers.fleet import TestCluster, TestSentinel, TestServer, free_port
+from tests.servers.fleet import Fleet, TestCluster, TestSentinel, TestServer, free_port
 from tests.servers.moving import begin_move, move_slot
 
 OwnServer = Callable[..., TestServer]
@@ -301,6 +303,66 @@ async def test_cluster_url_to_a_single_server(server: TestServer) -> None:
     with pytest.raises(ConfigError, match="no cluster") as caught:
         await ping(f"redis+cluster://127.0.0.1:{server.port}")
     assert "redis://" in caught.value.hint
+
+
+async def test_cluster_node_that_hangs(cluster: Callable[..., TestCluster]) -> None:
+    """A node that takes connections and answers nothing is not asked for the map without end; the
+    next start node is."""
+    found = cluster("valkey-9.1", cluster_require_full_coverage="no")
+    first, second = found.nodes[:2]
+    key = next(key for key in shard_keys("power", 8) if found.node_of(key) is second)
+    first.stop()
+    try:
+        start = time.monotonic()
+        with pytest.raises(ClusterDownError) as caught:
+            await ping(found.url)
+        assert caught.value.retryable
+        assert 4 < time.monotonic() - start < 10
+        async with Server(f"{found.url},127.0.0.1:{second.port}") as wire:
+            assert await wire.call("XLEN", key, key=key) == 0
+    finally:
+        first.cont()
+
+
+# --- sockets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "tls", "sentinel", "cluster"])
+async def test_socket_options(kind: str, own_fleet: Fleet) -> None:
+    """Whatever the kind of server: a small write leaves at once, and the kernel probes a connection
+    on which nothing happens, within minutes rather than hours."""
+    if kind == "single":
+        url = own_fleet.own("valkey-9.1").url
+    elif kind == "tls":
+        url = own_fleet.tls().url
+    else:
+        url = getattr(own_fleet, kind)("valkey-9.1").url
+    async with Server(url) as wire:
+        link = await wire.link("k")
+        used = link._connection._writer.get_extra_info("socket")
+        assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle = getattr(socket, "TCP_KEEPIDLE", None) or socket.TCP_KEEPALIVE
+        assert used.getsockopt(socket.IPPROTO_TCP, idle) == KEEPALIVE_IDLE_S
+        options = {
+            socket.TCP_KEEPINTVL: KEEPALIVE_INTERVAL_S,
+            socket.TCP_KEEPCNT: KEEPALIVE_PROBES_MAX,
+        }
+        for option, value in options.items():
+            assert used.getsockopt(socket.IPPROTO_TCP, option) == value
+        await link.close()
+
+
+async def test_timeout_of_redis_py_in_the_url(server: TestServer, stream_name: str) -> None:
+    """A socket_timeout in the URL, which redis-py would apply to a blocking read, does not."""
+    async with Server(f"{server.url}?socket_timeout=0.1") as wire:
+        link = await wire.link(stream_name)
+        read = pack("XREAD", "BLOCK", 400, "STREAMS", stream_name, "$")
+        start = time.monotonic()
+        assert await link.exchange((read,), 1) == [None]
+        assert time.monotonic() - start > 0.3
+        assert link.is_open
+        await link.close()
 
 
 # --- what a server can do ------------------------------------------------------------------------
