@@ -2,84 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from standpipe import Event, EventId, Producer, Stream
+from standpipe import Event, Producer, Stream
 from standpipe.errors import AuthenticationError, NotAcknowledgedError, UnknownOutcomeError
-from standpipe.keyspace import partition
+from standpipe.keyspace import partition, slot
 from tests.conditions import eventually, eventually_sync
-from tests.servers.entries import events_of, make_events, numbers, numbers_at, require_once_in_order
+from tests.faults.feeder import Feeder
+from tests.servers.entries import (
+    TIME,
+    events_of,
+    make_events,
+    numbers,
+    numbers_at,
+    require_once_in_order,
+)
 from tests.servers.fleet import TestCluster, TestSentinel, TestServer
 from tests.servers.moving import begin_move, end_move
 
 pytestmark = pytest.mark.faults
 OwnServer = Callable[..., TestServer]
 CODECS = ("plain", "rows", "columns")
-
-
-class Feeder:
-    """Sends events, singly and in lists, until told to stop; keeps the receipts."""
-
-    def __init__(self, producer: Producer, *, keys: int = 10) -> None:
-        self.events: list[Event] = []
-        self.ids: dict[int, EventId | None] = {}
-        """Of the acknowledged events, by their number."""
-        self._producer = producer
-        self._keys = keys
-        self._stopping = False
-        self._waiting: set[asyncio.Task[None]] = set()
-        self._running = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while not self._stopping:
-            events = make_events(20, keys=self._keys, first=len(self.events))
-            self.events += events
-            singly = [await self._producer.send(event) for event in events[:5]]
-            many = await self._producer.send_many(events[5:])
-            first = len(self.events) - 20
-            waiting = asyncio.create_task(self._note(first, singly, many))
-            self._waiting.add(waiting)
-            # As fast as the server answers, and never more than some lists ahead.
-            await asyncio.wait({waiting}, timeout=0.01)
-
-    async def _note(self, first: int, singly: list, many: object) -> None:
-        ids = [await receipt for receipt in singly] + await many
-        self.ids.update(zip(range(first, first + 20), ids, strict=True))
-
-    async def until(self, count: int, deadline_s: float = 10) -> None:
-        """Wait until so many more events are acknowledged."""
-        goal = len(self.ids) + count
-
-        def is_reached() -> bool:
-            if self._running.done():
-                self._running.result()
-            return len(self.ids) >= goal
-
-        await eventually(is_reached, deadline_s, what=f"{goal} events are acknowledged")
-
-    async def finish(self) -> int:
-        """Stop, and wait for all acknowledgements; how many events there were."""
-        self._stopping = True
-        await self._running
-        await asyncio.gather(*self._waiting)
-        return len(self.events)
-
-    async def require_all_once(self, stream: Stream) -> None:
-        """Fail unless every event is in its shard once, in order, under the ID of its receipt."""
-        for shard, standing in enumerate(await events_of(stream)):
-            mine = [
-                n for n, event in enumerate(self.events)
-                if partition(event.key, stream.shards) == shard
-            ]  # fmt: skip
-            assert numbers(event for _, event in standing) == mine
-            told = [self.ids[n] for n in mine]
-            assert [event_id for event_id, _ in standing] == told
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -274,6 +223,51 @@ async def test_slot_that_moves(name: str, codec: str, cluster: Callable[..., Tes
         assert found.node_of(key) is target
         await feeder.require_all_once(stream)
         assert producer.stats.failed == producer.stats.forgotten == 0
+
+
+@pytest.mark.parametrize("name", ["redis-6.2", "valkey-9.1"])
+async def test_slot_that_stays_half_moved(
+    name: str, cluster: Callable[..., TestCluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a slot is on its way, its node answers TRYAGAIN when it has only one of the keys that
+    an append touches, and ASK when it has none: producers, new ones too, wait for the end of the
+    move, and everything is there once."""
+    found = cluster(name)
+    async with (
+        Stream("power", found.url, codec="rows") as stream,
+        Producer(stream) as producer,
+        Producer(stream) as newcomer,
+    ):
+        feeder = Feeder(producer)
+        await feeder.until(200)
+        source = found.node_of("power")
+        target = next(node for node in found.nodes if node is not source)
+        begin_move(found, "power", target)
+        source.command("MIGRATE", "127.0.0.1", target.port, "power", 0, 10_000)
+        # Redis 6.2 says ASK for both.
+        answer = "ASK" if name == "redis-6.2" else "TRYAGAIN"
+        await eventually(lambda: f": {answer} " in caplog.text, what=answer)
+        number = slot("power")
+        while keys := source.command("CLUSTER", "GETKEYSINSLOT", number, 100):
+            source.command("MIGRATE", "127.0.0.1", target.port, "", 0, 10_000, "KEYS", *keys)
+        caplog.clear()
+        await eventually(lambda: ": ASK " in caplog.text, what="ASK")
+        receipt = await newcomer.send(Event("new", TIME, {"n": -1}))
+        await eventually(lambda: newcomer.stats.retries >= 2)
+        end_move(found, "power", target)
+        moved = time.monotonic()
+        last = await receipt
+        await feeder.until(1)
+        print(f"events go in {time.monotonic() - moved:.1f} s after the move")
+        await feeder.until(200)
+        await feeder.finish()
+        standing = (await events_of(stream))[0]
+        assert [event_id for event_id, event in standing if event.key == "new"] == [last]
+        mine = [(event_id, event) for event_id, event in standing if event.key != "new"]
+        assert numbers(event for _, event in mine) == list(range(len(feeder.events)))
+        assert [event_id for event_id, _ in mine] == [feeder.ids[n] for n in range(len(mine))]
+        for one in (producer, newcomer):
+            assert one.stats.failed == one.stats.forgotten == 0
 
 
 async def _require_replicating(primary: TestServer, replica: TestServer) -> None:

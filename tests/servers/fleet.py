@@ -21,7 +21,7 @@ import signal
 import socket
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +135,8 @@ class TestServer:
         settings: Option → value; they replace the defaults below, and None takes one out.
         certificates: With them it speaks TLS only.
         sentinel: Run as a Sentinel; the settings then are the whole configuration.
+        host: The address that it listens on.
+        inside: A command that runs the program given after it, under the same pid: ``nsenter``.
     """
 
     __test__ = False
@@ -147,19 +149,23 @@ class TestServer:
         *,
         certificates: Certificates | None = None,
         sentinel: bool = False,
+        host: str = "127.0.0.1",
+        inside: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.host = host
         self.data = data
         self.port = 0
         self.certificates = certificates
         self._binary = require_server(name)
         self._sentinel = sentinel
+        self._inside = inside
         self._process: subprocess.Popen[bytes] | None = None
         self.config: dict[str, str] = {}
         """What it was started with: option → value."""
         if not sentinel:
             self.config = {
-                "bind": "127.0.0.1",
+                "bind": host,
                 "save": '""',
                 "appendonly": "no",
                 "loglevel": "warning",
@@ -193,8 +199,8 @@ class TestServer:
     def url(self) -> str:
         """With TLS it names the CA, so that it works as it is."""
         if self.certificates is not None:
-            return f"rediss://127.0.0.1:{self.port}?ssl_ca_certs={self.certificates.ca}"
-        return f"redis://127.0.0.1:{self.port}"
+            return f"rediss://{self.host}:{self.port}?ssl_ca_certs={self.certificates.ca}"
+        return f"redis://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -219,7 +225,7 @@ class TestServer:
         Raises redis.ResponseError for an error reply, redis.ConnectionError when it is not there.
         """
         options: dict[str, Any] = {
-            "host": "127.0.0.1",
+            "host": self.host,
             "port": self.port,
             "socket_timeout": 10,
             "protocol": 2,
@@ -284,7 +290,7 @@ class TestServer:
         arguments = [str(config), "--sentinel"] if self._sentinel else [str(config)]
         with (self.data / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                tied_command(str(self._binary), *arguments, number=signal.SIGKILL),
+                tied_command(*self._inside, str(self._binary), *arguments, number=signal.SIGKILL),
                 cwd=self.data,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
