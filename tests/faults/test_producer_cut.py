@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -19,7 +22,7 @@ from tests.servers.entries import (
     numbers,
     numbers_at,
 )
-from tests.servers.fleet import TestServer
+from tests.servers.fleet import TestCluster, TestServer
 
 pytestmark = pytest.mark.faults
 OwnServer = Callable[..., TestServer]
@@ -28,48 +31,105 @@ CUTS = 200
 FAULTS = ("lost reply", "half a reply", "half a request") * 5 + ("late reply",)
 
 
-@pytest.mark.parametrize(
-    ("codec", "shards", "name"),
-    [("plain", 1, "redis-6.2"), ("rows", 4, "redis-8.2"), ("columns", 1, "valkey-9.1")],
-)
-async def test_cuts(codec: str, shards: int, name: str, own_server: OwnServer) -> None:
-    """Hundreds of cuts before, in and after replies lose nothing, add nothing twice and keep the
-    order; and every receipt gives the right ID."""
-    server = own_server(name)
+def _proxy(server: TestServer, seed: int) -> Proxy:
+    return Proxy(server.port, seed=seed, faults=FAULTS, every=2, late_ms=250)
+
+
+@contextlib.asynccontextmanager
+async def _proxies(cluster: TestCluster) -> AsyncIterator[list[Proxy]]:
+    """A proxy before each node of a cluster, which the nodes announce in their own places."""
+    async with contextlib.AsyncExitStack() as stack:
+        found = []
+        for number, node in enumerate(cluster.nodes):
+            proxy = await stack.enter_async_context(_proxy(node, number))
+            node.command("CONFIG", "SET", "cluster-announce-port", proxy.port)
+            found.append(proxy)
+        ports = {proxy.port for proxy in found}
+        for node in cluster.nodes:
+            await eventually(lambda node=node: _announced(node) == ports)
+        yield found
+
+
+def _announced(node: TestServer) -> set[int]:
+    return {port for _, _, (_, port, *_) in node.command("CLUSTER", "SLOTS")}
+
+
+async def _require_all_once(
+    url: str, proxies: list[Proxy], cuts: int, *, codec: str, shards: int
+) -> None:
+    """Send until so many cuts are done, and fail unless everything is there, once, in order, under
+    the IDs that the receipts gave."""
+    started = time.monotonic()
+    done: Counter[str] = Counter()
+
     async with (
-        Proxy(server.port, seed=7, faults=FAULTS, every=2, late_ms=250) as proxy,
-        Server(proxy.url, reply_ms_max=200) as wire,
+        Server(url, reply_ms_max=200) as wire,
         Stream("power", wire, codec=codec, shards=shards) as stream,
         Producer(stream, block_events_max=25) as producer,
-        Stream("power", server.url) as direct,
     ):
         sent: list[Event] = []
         receipts = []
-        while proxy.done.total() < CUTS:
-            events = make_events(60, keys=7, first=len(sent))
+        while sum(proxy.done.total() for proxy in proxies) < cuts:
+            events = make_events(60, keys=7 * shards, first=len(sent))
             sent += events
             receipts.append(await producer.send_many(events[:50]))
             single = [await producer.send(event) for event in events[50:]]
             receipts += single
             await single[-1]
-        proxy.every = 0
+        for proxy in proxies:
+            proxy.every = 0
+            done += proxy.done
         await producer.flush()
-        assert all(proxy.done[fault] > CUTS / 50 for fault in FAULTS)
-        assert producer.stats.retries > CUTS / 2
+        print(f"{len(sent)} events, {dict(done)}, {producer.stats}, ", end="")
+        print(f"{time.monotonic() - started:.0f} s")
+        assert all(done[fault] > cuts / 50 for fault in FAULTS)
+        assert producer.stats.retries > cuts / 2
         # Lost, halved and late replies are to blocks that the server had.
-        assert producer.stats.recognised > CUTS / 2
+        assert producer.stats.recognised > cuts / 2
         assert producer.stats.forgotten == producer.stats.failed == 0
 
         ids = []
         for receipt in receipts:
             given = await receipt
             ids += given if isinstance(given, list) else [given]
-        found = await events_of(direct)
+        found = await events_of(stream)
         for shard, standing in enumerate(found):
             mine = [n for n, event in enumerate(sent) if partition(event.key, shards) == shard]
             assert numbers(event for _, event in standing) == mine
             assert [event_id for event_id, _ in standing] == [ids[n] for n in mine]
         assert sum(map(len, found)) == len(sent)
+
+
+@pytest.mark.parametrize("cuts", [CUTS, pytest.param(10 * CUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("codec", "shards", "name"),
+    [("plain", 1, "redis-6.2"), ("rows", 4, "redis-8.2"), ("columns", 1, "valkey-9.1")],
+)
+async def test_cuts(codec: str, shards: int, name: str, cuts: int, own_server: OwnServer) -> None:
+    """Hundreds of cuts before, in and after replies lose nothing, add nothing twice and keep the
+    order; and every receipt gives the right ID."""
+    async with _proxy(own_server(name), seed=7) as proxy:
+        await _require_all_once(proxy.url, [proxy], cuts, codec=codec, shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("codec", "cuts"),
+    [
+        ("rows", CUTS // 2),
+        *(
+            pytest.param(codec, 10 * CUTS, marks=pytest.mark.slow)
+            for codec in ("plain", "rows", "columns")
+        ),
+    ],
+)
+async def test_cuts_in_a_cluster(
+    codec: str, cuts: int, cluster: Callable[..., TestCluster]
+) -> None:
+    """So in a cluster, where the connections to all nodes are cut."""
+    async with _proxies(cluster("valkey-9.1")) as proxies:
+        url = proxies[0].url.replace("redis://", "redis+cluster://")
+        await _require_all_once(url, proxies, cuts, codec=codec, shards=6)
+        assert all(proxy.done.total() > cuts / 20 for proxy in proxies)
 
 
 async def test_one_lost_reply(own_server: OwnServer) -> None:
