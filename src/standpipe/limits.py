@@ -184,8 +184,8 @@ SPOOL_CHECK_BLOCKS: Final = 32
 
 CONNECT_MS_MAX: Final = 5_000
 REPLY_MS_MAX: Final = 10_000
-"""How long a reply to a command that does not block may take. A blocking read gets its own
-deadline: its BLOCK time plus this."""
+"""How long a reply to a command that does not block may take, from the reply before it when several
+are sent together. A blocking read gets its own deadline: its BLOCK time plus this."""
 
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 5

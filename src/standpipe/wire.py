@@ -215,7 +215,7 @@ class Link:
         self._forks = forks()
         self.where: Final = where
         self.reply_ms_max: Final = reply_ms_max
-        """Deadline of an exchange that names none, ms."""
+        """How long an exchange that names no time waits for each reply, ms."""
         self.taught: set[str] = set()
         """Scripts sent whole over this link, so that their SHA is known to its server."""
 
@@ -249,8 +249,8 @@ class Link:
         Args:
             commands: As :func:`pack` makes them.
             count: How many replies are to come.
-            reply_ms_max: Deadline for all of it, ms; default: the link's. A blocking read adds its
-                BLOCK time to that.
+            reply_ms_max: How long to wait for the first reply, and for each after the one before,
+                ms; default: the link's. A blocking read adds its BLOCK time to that.
 
         Returns:
             The replies in order, as bytes, int, float, bool, list, dict or None. An error reply
@@ -258,7 +258,7 @@ class Link:
 
         Raises:
             ServerUnavailableError: the connection broke; what was written may have been executed.
-            ReplyTimeoutError: so did the deadline; likewise. Both retryable.
+            ReplyTimeoutError: a reply did not come in time; likewise. Both retryable.
             ForkedError: the link belongs to the process that this one was forked from.
 
         Delivery:
@@ -271,9 +271,13 @@ class Link:
             raise ServerUnavailableError(f"{self.where}: the connection is closed")
         deadline_ms = self.reply_ms_max if reply_ms_max is None else reply_ms_max
         replies: list[Any] = []
+        now = asyncio.get_running_loop().time
+        writer: Any = getattr(connection, "_writer", None)
         try:
-            async with asyncio.timeout(deadline_ms / 1000):
-                await connection.send_packed_command(commands, check_health=False)
+            async with asyncio.timeout(deadline_ms / 1000) as limit:
+                # redis-py would wait here until almost all is on its way. But a large write over a
+                # slow line takes long, and as long as replies come it must not be begun again.
+                writer.writelines(commands)
                 for _ in range(count):
                     try:
                         replies.append(
@@ -289,6 +293,7 @@ class Link:
                         ):
                             raise
                         replies.append(translate(error, self.where))
+                    limit.reschedule(now() + deadline_ms / 1000)
         except TimeoutError:
             await self.close()
             raise ReplyTimeoutError(
