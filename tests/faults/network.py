@@ -136,6 +136,10 @@ class Network:
         """Lose that share of the packets, by chance, in each direction."""
         self._rule(f"meta l4proto tcp numgen random mod 100 < {percent} counter drop")
 
+    def slow(self, kbytes_per_s: int) -> None:
+        """A slow line: what comes faster is dropped, as a policer does it."""
+        self._rule(f"limit rate over {kbytes_per_s} kbytes/second burst 32 kbytes counter drop")
+
     def swallow(self) -> None:
         """A black hole: nothing passes, and nobody is told."""
         self._rule("counter drop")

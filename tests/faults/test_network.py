@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import shutil
 import signal
@@ -183,6 +184,28 @@ async def test_resets(codec: str, network: Network, far: TestServer, direct: Str
         await feeder.require_all_once(direct)
         assert producer.stats.retries >= 15
         assert producer.stats.failed == producer.stats.forgotten == 0
+
+
+async def test_slow_line(network: Network, far: TestServer, direct: Stream) -> None:
+    """What takes longer to write than a reply may take gets through: as long as replies come, a
+    write is not given up and begun again."""
+    chance = random.Random(5)
+    events = [
+        Event("meter", 1_700_000_000_000 + n, {"n": n, "noise": chance.randbytes(20_000)})
+        for n in range(40)
+    ]
+    async with (
+        Server(far.url, reply_ms_max=2_000) as wire,
+        Stream("power", wire) as stream,
+        Producer(stream, block_bytes_max=50_000) as producer,
+    ):
+        network.slow(200)
+        started = time.monotonic()
+        await asyncio.wait_for(await producer.send_many(events), 90)
+        print(f"800 kB in {time.monotonic() - started:.1f} s, {producer.stats.retries} retries")
+        assert time.monotonic() - started > 2
+        assert network.hits
+        assert await numbers_at(direct.server, "power") == list(range(40))
 
 
 @pytest.fixture

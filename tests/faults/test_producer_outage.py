@@ -15,6 +15,7 @@ from standpipe.errors import AuthenticationError, NotAcknowledgedError, UnknownO
 from standpipe.keyspace import partition, slot
 from tests.conditions import eventually, eventually_sync
 from tests.faults.feeder import Feeder
+from tests.faults.proxy import Proxy
 from tests.servers.entries import (
     TIME,
     events_of,
@@ -144,6 +145,48 @@ async def test_stopped_server(server_name: str, own_server: OwnServer) -> None:
         await feeder.finish()
         await feeder.require_all_once(stream)
         assert producer.stats.retries == 0
+
+
+@pytest.mark.xfail(strict=True, reason="each append looks through all blocks in flight")
+async def test_backlog_of_small_blocks(own_server: OwnServer) -> None:
+    """A block of a large backlog costs the server about what one of a small backlog does."""
+    server = own_server("valkey-9.1")
+    async with (
+        Stream("power", server.url, codec="columns") as stream,
+        Producer(stream) as producer,
+    ):
+        await (await producer.send(make_events(1)[0]))
+        costs = []
+        for count in (100, 1_500):
+            server.command("CONFIG", "RESETSTAT")
+            server.stop()
+            # Each a block of its own: tables are not joined.
+            for event in make_events(count):
+                await producer.send(event)
+            server.cont()
+            await producer.flush()
+            usec = server.info("commandstats")["cmdstat_evalsha"].split("usec_per_call=")[1]
+            costs.append(float(usec.split(",")[0]))
+        assert costs[1] < 4 * costs[0]
+
+
+@pytest.mark.xfail(strict=True, reason="replies that came before a cut are not looked at")
+async def test_cuts_amid_the_replies(own_server: OwnServer) -> None:
+    """A connection that is always cut when some of many replies have come makes progress by
+    those."""
+    server = own_server("valkey-9.1")
+    async with (
+        Proxy(server.port, faults=["half a reply"]) as proxy,
+        Stream("power", proxy.url) as stream,
+        Producer(stream, block_events_max=5) as producer,
+    ):
+        await (await producer.send(make_events(1)[0]))
+        proxy.every = 1
+        try:
+            await producer.send_many(make_events(200, first=1))
+            await eventually(lambda: producer.stats.acknowledged > 100, 3)
+        finally:
+            proxy.every = 0
 
 
 async def test_password_that_changes(own_server: OwnServer) -> None:
