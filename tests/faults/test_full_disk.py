@@ -100,7 +100,12 @@ async def test_append_only_file_that_is_synced_always(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("redis-7.0", marks=pytest.mark.slow), "redis-8.2", "valkey-9.1"]
+    "name",
+    [
+        pytest.param("redis-7.0", marks=pytest.mark.slow),
+        pytest.param("redis-8.2", marks=pytest.mark.slow),
+        "valkey-9.1",
+    ],
 )
 async def test_snapshot(
     name: str, disk: Path, fleet_on_disk: Fleet, caplog: pytest.LogCaptureFixture
