@@ -242,7 +242,12 @@ class Link:
             return False
 
     async def exchange(
-        self, commands: Iterable[bytes], count: int, *, reply_ms_max: int | None = None
+        self,
+        commands: Iterable[bytes],
+        count: int,
+        *,
+        reply_ms_max: int | None = None,
+        into: list[Any] | None = None,
     ) -> list[Any]:
         """Write packed commands in one go and read all their replies.
 
@@ -251,6 +256,7 @@ class Link:
             count: How many replies are to come.
             reply_ms_max: How long to wait for the first reply, and for each after the one before,
                 ms; default: the link's. A blocking read adds its BLOCK time to that.
+            into: An empty list for the replies: what has come before an error stays in it.
 
         Returns:
             The replies in order, as bytes, int, float, bool, list, dict or None. An error reply
@@ -270,7 +276,7 @@ class Link:
             # redis-py would connect anew without a word: to another server, perhaps.
             raise ServerUnavailableError(f"{self.where}: the connection is closed")
         deadline_ms = self.reply_ms_max if reply_ms_max is None else reply_ms_max
-        replies: list[Any] = []
+        replies: list[Any] = [] if into is None else into
         now = asyncio.get_running_loop().time
         writer: Any = getattr(connection, "_writer", None)
         try:

@@ -16,6 +16,7 @@ from standpipe.errors import (
     NotAcknowledgedError,
     NotDurableError,
     StandpipeError,
+    StreamFullError,
     TooFewReplicasError,
     UnknownOutcomeError,
 )
@@ -282,3 +283,24 @@ def test_spool_needs_idempotence(tmp_path: Path) -> None:
     stream = Stream("power", "redis://127.0.0.1:1")
     with pytest.raises(ConfigError, match="not idempotent"):
         Producer(stream, idempotent=False, spool=tmp_path / "spool")
+
+
+async def test_each_reply_counts_without_idempotence(own_server: OwnServer) -> None:
+    """Of blocks written together one may be refused and the next be added: without numbers the
+    server refuses none because of another, and none of those that it has is sent again."""
+    server = own_server("valkey-9.1")
+    async with (
+        Stream("power", server.url, codec="plain", max_len=5) as stream,
+        Producer(stream, idempotent=False, block_events_max=3, deadline_ms=300) as producer,
+    ):
+        # Three fit, three more do not, and two do: the second block alone is refused.
+        first, second = make_events(6)[:3], make_events(6)[3:]
+        receipts = [await producer.send_many(first), await producer.send_many(second)]
+        third = await producer.send_many(
+            [Event("other", 1_700_000_000_000, {"n": n}) for n in (6, 7)]
+        )
+        await receipts[0]
+        await third
+        with pytest.raises(StreamFullError):
+            await receipts[1]
+        assert await numbers_at(stream.server, "power") == [0, 1, 2, 6, 7]

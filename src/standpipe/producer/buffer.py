@@ -267,9 +267,9 @@ class Buffer:
 
     # --- settling --------------------------------------------------------------------------------
 
-    def acknowledge(self, shard: Shard, runs: list[tuple[int, int, int]]) -> None:
-        """The block that was next is on the server, its entries in these runs of IDs."""
-        block = shard.waiting.popleft()
+    def acknowledge(self, shard: Shard, block: Block, runs: list[tuple[int, int, int]]) -> None:
+        """A block that waited is on the server, its entries in these runs of IDs."""
+        shard.waiting.remove(block)
         self.stats.blocks += 1
         self.stats.wire_bytes += block.wire_bytes
         if block.producer_id:
@@ -282,9 +282,9 @@ class Buffer:
         self.stats.acknowledged += block.count
         self._release(block)
 
-    def fail(self, shard: Shard, error: StandpipeError) -> None:
-        """The oldest block of the shard's queue is given up."""
-        block = shard.queue.popleft()
+    def fail(self, shard: Shard, block: Block, error: StandpipeError) -> None:
+        """A block of the shard's queue is given up."""
+        shard.queue.remove(block)
         if block.is_uncertain and not isinstance(error, NotDurableError):
             unknown = UnknownOutcomeError(
                 f"{block.count} events may have been added or not: {error}"
@@ -306,7 +306,7 @@ class Buffer:
         """So is everything in their queues."""
         for shard in shards:
             while shard.queue:
-                self.fail(shard, error)
+                self.fail(shard, shard.queue[0], error)
 
     def spool(self, shard: Shard) -> None:
         """The oldest block of the shard's queue is in the spool now."""

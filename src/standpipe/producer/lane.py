@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, Final, NamedTuple, cast
 
 from standpipe.errors import (
@@ -23,7 +23,7 @@ from standpipe.errors import (
     StandpipeError,
 )
 from standpipe.keyspace import side_key
-from standpipe.limits import CONFIRM_MS_MAX, WRITE_BYTES_MAX
+from standpipe.limits import CONFIRM_MS_MAX, WRITE_BLOCKS_MAX, WRITE_BYTES_MAX
 from standpipe.producer.block import Block
 from standpipe.producer.buffer import Buffer, Shard
 from standpipe.producer.level import Level
@@ -150,7 +150,8 @@ class Lane:
         shards = [shard for shard in self._shards if shard.paused_until <= now]
         room = WRITE_BYTES_MAX
         found: list[tuple[Shard, Block]] = []
-        for row in zip_longest(*(shard.waiting for shard in shards)):
+        heads = (islice(shard.waiting, WRITE_BLOCKS_MAX) for shard in shards)
+        for row in zip_longest(*heads):
             for shard, block in zip(shards, row, strict=True):
                 if block is None:
                     continue
@@ -197,14 +198,20 @@ class Lane:
         confirms = self._level.commands(wait_ms)
         deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
         count = len(written) + len(confirms)
+        replies: list[Any] = []
         try:
-            replies = await link.exchange([*appends, *confirms], count, reply_ms_max=deadline_ms)
+            await link.exchange(
+                [*appends, *confirms], count, reply_ms_max=deadline_ms, into=replies
+            )
         except BaseException as error:
-            for _, block in written:
+            # At a higher level than memory a reply to an append is no acknowledgement yet.
+            came = 0 if confirms else len(replies)
+            for _, block in written[came:]:
                 block.is_uncertain = True
             if not isinstance(error, StandpipeError):
                 raise
-            return self._unanswered(written, error)
+            trouble = await self._settle(written[:came], replies, None)
+            return trouble | self._unanswered(written[came:], error)
         short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
         trouble = await self._settle(written, replies, short)
         if any(isinstance(error, ScriptMissingError) for error in trouble.values()):
@@ -225,8 +232,8 @@ class Lane:
         if self._way.idempotent:
             return dict.fromkeys((shard for shard, _ in written), error)
         # Sent again they might be added twice.
-        for shard, _ in written:
-            self._buffer.fail(shard, error)
+        for shard, block in written:
+            self._buffer.fail(shard, block, error)
         return {}
 
     async def _settle(
@@ -238,7 +245,7 @@ class Lane:
         trouble: Trouble = {}
         drained: dict[Shard, Block] = {}
         for (shard, block), reply in zip(written, replies, strict=False):
-            if shard in trouble:
+            if shard in trouble and self._way.idempotent:
                 # An earlier block of this shard has to go first, so the server refused this one.
                 continue
             if isinstance(reply, list):
@@ -251,7 +258,7 @@ class Lane:
                 if self._way.idempotent:
                     trouble[shard] = short
                 else:
-                    self._buffer.fail(shard, short)
+                    self._buffer.fail(shard, block, short)
             elif block.producer_id:
                 # Nobody waits for this one, so it stays until the server takes it. One that is
                 # itself at fault would hold up all those behind it.
@@ -262,7 +269,7 @@ class Lane:
             elif reply.retryable:
                 trouble[shard] = reply
             else:
-                self._buffer.fail(shard, reply)
+                self._buffer.fail(shard, block, reply)
         if self._overflow is not None:
             for shard, block in drained.items():
                 await self._overflow.settled(shard, block)
@@ -314,10 +321,10 @@ class Lane:
         if shard.attempt:
             log.info("%s takes events again, after %d tries", shard.key, shard.attempt)
             shard.succeed()
-        self._buffer.acknowledge(shard, runs)
+        self._buffer.acknowledge(shard, block, runs)
 
     def _give_up_late(self, trouble: Trouble) -> None:
         now = time.monotonic()
         for shard, error in trouble.items():
             while shard.queue and shard.queue[0].deadline <= now:
-                self._buffer.fail(shard, error)
+                self._buffer.fail(shard, shard.queue[0], error)
