@@ -1,4 +1,4 @@
-"""Worker: runs a user's handler over what its consumer delivers, and settles every event.
+"""The worker itself.
 
 Every event ends in one of three ways: its handler returned and it is acknowledged; it is a dead
 letter with the reason; or it stays pending for another member of the group. An entry is settled
@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from standpipe.clock import now_ms, parse_duration
+from standpipe.clock import now_ms
 from standpipe.consumer import Consumer, Delivery, cancel_tasks
 from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
 from standpipe.event import Batch, Entry, Event, EventId
@@ -37,110 +37,12 @@ from standpipe.limits import (
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
+from standpipe.worker.call import Call, Open
+from standpipe.worker.context import Context, Reject, Retry, WorkerStats
 
 log: Final = logging.getLogger("standpipe.worker")
 
 H = TypeVar("H", bound=Callable[..., Any])
-
-
-class Retry(Exception):
-    """Raised by a handler: handle this again later. Counts as a delivery.
-
-    Args:
-        after: How long to wait, ms or ``"30s"``; None: the usual backoff.
-    """
-
-    def __init__(
-        self, reason: str = "the handler asked for a retry", *, after: int | str | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.after_ms: Final = None if after is None else parse_duration(after, name="after")
-
-
-class Reject(Exception):
-    """Raised by a handler: give this event up at once; it becomes a dead letter with the reason."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason: Final = reason
-
-
-class Context:
-    """Where an event, or the first of a batch, comes from.
-
-    ``deliveries`` counts this delivery too. ``queued_ms`` is the time since the entry was added, by
-    the wall clocks of server and worker.
-    """
-
-    __slots__ = ("deliveries", "event_id", "group", "shard", "stream")
-
-    def __init__(
-        self, stream: str, shard: int, group: str, event_id: EventId, deliveries: int
-    ) -> None:
-        self.stream = stream
-        self.shard = shard
-        self.group = group
-        self.event_id = event_id
-        self.deliveries = deliveries
-
-    @property
-    def queued_ms(self) -> int:
-        return now_ms() - self.event_id.ms
-
-
-class WorkerStats:
-    """Counters of one worker, since it was started; more in ``worker.consumer.stats``."""
-
-    __slots__ = ("dead", "handled", "retried")
-
-    def __init__(self) -> None:
-        self.handled = 0
-        """Events whose handler returned."""
-        self.retried = 0
-        """Handler calls that failed and were, or will be, repeated."""
-        self.dead = 0
-        """Events that became dead letters."""
-
-    def __repr__(self) -> str:
-        return f"WorkerStats(handled={self.handled}, retried={self.retried}, dead={self.dead})"
-
-
-class _Open:
-    """An entry whose events are not all settled yet."""
-
-    __slots__ = ("deliveries", "id", "left", "letters", "shard")
-
-    def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
-        self.shard = shard
-        self.id = entry_id
-        self.left = left
-        self.deliveries = 1
-        """The highest of its events, as the server knows it."""
-        self.letters: list[list[bytes]] = []
-
-
-class _Call:
-    """One call of the handler to come: a batch, or one event of it."""
-
-    __slots__ = ("argument", "deliveries", "first", "is_suspect", "opened")
-
-    def __init__(
-        self,
-        argument: Batch | Event,
-        opened: list[_Open],
-        first: EventId,
-        deliveries: int,
-        *,
-        is_suspect: bool = False,
-    ) -> None:
-        self.argument = argument
-        self.opened = opened
-        """The open entry of each of the batch's entries, parallel; of an event, its one."""
-        self.first = first
-        self.deliveries = deliveries
-        """Times that the handler has been called for it, this one included."""
-        self.is_suspect = is_suspect
-        """Whether its workers may have died of it, and this is its last try."""
 
 
 class Worker:
@@ -210,7 +112,7 @@ class Worker:
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
-        self._calls: asyncio.Queue[_Call] = asyncio.Queue()
+        self._calls: asyncio.Queue[Call] = asyncio.Queue()
         self._busy = 0
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -348,9 +250,9 @@ class Worker:
     async def _take(self, delivery: Delivery) -> None:
         batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
         for bad in delivery.undecodable:
-            await self._bury_raw(_Open(shard, bad.id, 1), bad.fields, bad.error)
+            await self._bury_raw(Open(shard, bad.id, 1), bad.fields, bad.error)
         opened = [
-            _Open(shard, entry_id, entry.count)
+            Open(shard, entry_id, entry.count)
             for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
         ]
         if not counts:
@@ -366,7 +268,7 @@ class Worker:
                 reason = f"delivered {before} times and never finished: its workers died of it"
                 await self._bury(alone, [open_entry], entry.id, before, reason, None)
 
-    async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+    async def _queue(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
         is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
@@ -376,7 +278,7 @@ class Worker:
         if self._is_batch:
             # Not decoded here: a handler that takes tables needs no events.
             first = batch.entries[0].id
-            self._calls.put_nowait(_Call(batch, opened, first, deliveries, is_suspect=is_suspect))
+            self._calls.put_nowait(Call(batch, opened, first, deliveries, is_suspect=is_suspect))
             return
         try:
             events = batch.events
@@ -386,10 +288,10 @@ class Worker:
         owners = [o for o in opened for _ in range(o.left)]
         for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
             self._calls.put_nowait(
-                _Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
+                Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
             )
 
-    async def _queue_decodable(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+    async def _queue_decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue the entries that can be decoded, each alone; bury the others."""
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             if error := _decode_error(entry):
@@ -431,12 +333,12 @@ class Worker:
         if self._turn_ends == ended:
             self._turn_ends = time.monotonic() + TURN_MS_MAX / 1000
 
-    def _more_calls(self) -> list[_Call]:
+    def _more_calls(self) -> list[Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
         count = min(SYNC_SLICE_EVENTS_MAX, int(SYNC_SLICE_MS / 1000 / max(self._call_s, 1e-9)))
         return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
 
-    async def _try_again(self, call: _Call) -> None:
+    async def _try_again(self, call: Call) -> None:
         """Call the handler once more.
 
         The try is counted on the server first: this process may not live to do so after. Of those
@@ -451,7 +353,7 @@ class Worker:
                     # Its acknowledgement must not go down with the next one.
                     await self.consumer.flush(call.opened[0].shard)
 
-    async def _count(self, call: _Call) -> None:
+    async def _count(self, call: Call) -> None:
         """Write the delivery count of a call's entries to the server."""
         shard, ids = call.opened[0].shard, [entry.id for entry in call.opened]
         # Of an entry's events each is tried by itself, and the entry has one count for all.
@@ -463,11 +365,11 @@ class Worker:
         except StandpipeError as error:
             log.warning("the delivery count of %s could not be kept: %s", call.first, error)
 
-    def _holds(self, call: _Call) -> bool:
+    def _holds(self, call: Call) -> bool:
         """Whether an entry of a call is still this worker's."""
         return any(self.consumer.holds(entry.shard, entry.id) for entry in call.opened)
 
-    async def _try(self, calls: list[_Call]) -> None:
+    async def _try(self, calls: list[Call]) -> None:
         """Call the handler, and settle or queue again what comes of it.
 
         Not for what another worker has taken over meanwhile.
@@ -481,7 +383,7 @@ class Worker:
             for call, error in zip(calls, await self._call_in_thread(calls), strict=True):
                 await self._came_of(call, error)
 
-    def _arguments(self, call: _Call) -> tuple[Any, ...]:
+    def _arguments(self, call: Call) -> tuple[Any, ...]:
         if not self._wants_context:
             return (call.argument,)
         context = Context(
@@ -493,7 +395,7 @@ class Worker:
         )
         return call.argument, context
 
-    async def _call(self, call: _Call) -> BaseException | None:
+    async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
         assert self._handler is not None
         try:
@@ -508,7 +410,7 @@ class Worker:
             return error
         return None
 
-    async def _call_in_thread(self, calls: list[_Call]) -> list[BaseException | None]:
+    async def _call_in_thread(self, calls: list[Call]) -> list[BaseException | None]:
         """Call a plain handler for each in turn; returns what it raised."""
         handler = self._handler
         assert handler is not None
@@ -533,7 +435,7 @@ class Worker:
 
     # --- settling --------------------------------------------------------------------------------
 
-    async def _came_of(self, call: _Call, error: BaseException | None) -> None:
+    async def _came_of(self, call: Call, error: BaseException | None) -> None:
         if error is not None:
             await self._failed(call, error)
             return
@@ -541,7 +443,7 @@ class Worker:
         self.stats.handled += sum(counts)
         await self._settle(call.opened, counts)
 
-    async def _settle(self, opened: list[_Open], counts: list[int]) -> None:
+    async def _settle(self, opened: list[Open], counts: list[int]) -> None:
         """Count events of entries as settled, and acknowledge the entries that are through."""
         done: list[bytes] = []
         for entry, count in zip(opened, counts, strict=True):
@@ -555,7 +457,7 @@ class Worker:
         if done:
             self.consumer.ack(opened[0].shard, done)
 
-    async def _failed(self, call: _Call, error: BaseException) -> None:
+    async def _failed(self, call: Call, error: BaseException) -> None:
         if isinstance(error, HandlerError):
             raise error
         if isinstance(error, Reject):
@@ -588,7 +490,7 @@ class Worker:
         call.deliveries += 1
         self._queue_later(call, wait_ms)
 
-    def _queue_later(self, call: _Call, wait_ms: int) -> None:
+    def _queue_later(self, call: Call, wait_ms: int) -> None:
         def put() -> None:
             self._later.discard(timer)
             self._calls.put_nowait(call)
@@ -598,7 +500,7 @@ class Worker:
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, put)
         self._later.add(timer)
 
-    async def _give_up(self, call: _Call, reason: str, error: BaseException | None) -> None:
+    async def _give_up(self, call: Call, reason: str, error: BaseException | None) -> None:
         argument = call.argument
         if isinstance(argument, Event) or len(argument) == 1:
             await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
@@ -608,7 +510,7 @@ class Worker:
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            half = _Call(part, opened, part.entries[0].id, call.deliveries)
+            half = Call(part, opened, part.entries[0].id, call.deliveries)
             await self._try([half])
 
     # --- dead letters ----------------------------------------------------------------------------
@@ -616,7 +518,7 @@ class Worker:
     async def _bury(
         self,
         argument: Batch | Event,
-        opened: list[_Open],
+        opened: list[Open],
         first: EventId,
         deliveries: int,
         reason: str,
@@ -642,7 +544,7 @@ class Worker:
         )
         await self._settle(opened, _counts(argument))
 
-    async def _bury_raw(self, opened: _Open, fields: list[bytes], error: DecodeError) -> None:
+    async def _bury_raw(self, opened: Open, fields: list[bytes], error: DecodeError) -> None:
         """Make a dead letter of an entry that no codec reads, with its fields as they are."""
         letter = self._letter(opened.id.decode(), 1, f"DecodeError: {error}", None)
         opened.letters.append([*letter, b"raw", msgspec.msgpack.encode(fields)])
