@@ -448,6 +448,33 @@ async def test_deleted_entries_are_cleared(
     assert ids[3] not in caplog.text
 
 
+class RangeCutter(Proxy):
+    """Cuts the connection once, when the entries that were taken over are asked for."""
+
+    def _choose(self, request: bytes) -> str:
+        if self.done["half a request"] or b"XRANGE" not in request:
+            return ""
+        self.done["half a request"] += 1
+        return "half a request"
+
+
+async def test_deleted_entries_are_counted_if_the_takeover_fails(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server names deleted entries once: they are counted though what follows fails."""
+    server = own_server("valkey-9.1")
+    async with RangeCutter(server.port) as proxy, Stream("s", proxy.url) as stream:
+        await send(stream, make_events(4), "plain")
+        ids = hand_out(server, stream, "dead", 4)
+        server.command("XDEL", stream.name, ids[1], ids[2])
+        async with consuming(stream, idle_ms_min=300) as taken:
+            await eventually(lambda: len(taken.ids) == 2)
+            assert proxy.done["half a request"] == 1
+            assert taken.consumer.stats.lost == 2
+    assert ids[1] in caplog.text
+    assert ids[2] in caplog.text
+
+
 async def test_deleted_while_it_is_held(stream: Stream, server: TestServer) -> None:
     """What is deleted while it is being handled is lost if the server says so, taken by nobody."""
     await send(stream, make_events(3), "plain")

@@ -477,13 +477,14 @@ class Lane:
         )  # fmt: skip
         # Since Redis 7 the entries that were deleted are named apart, and are off the list already.
         following, ids, *deleted = reply
+        if deleted and deleted[0]:
+            # Before anything that may fail: nobody names them a second time.
+            await self._clear_lost(shard, deleted[0])
         new = [entry_id for entry_id in ids if not self.knows(shard, entry_id)]
         if new:
             self.intake.stats.taken_over += len(new)
             log.info("took over %d entries of %s", len(new), key)
             await self._take_pending(shard, new)
-        if deleted and deleted[0]:
-            await self._clear_lost(shard, deleted[0])
         return following
 
     # --- leaving ---------------------------------------------------------------------------------
