@@ -14,6 +14,7 @@ import redis
 
 from standpipe import Producer, Stream
 from standpipe.consumer import Consumer, Delivery
+from standpipe.consumer.lane import Lane
 from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
 from tests.conditions import eventually
 from tests.faults.proxy import Proxy
@@ -328,6 +329,27 @@ async def test_a_refused_acknowledgement_ends_the_consumer(own_server: OwnServer
         await eventually(lambda: taken.error)
         assert isinstance(taken.error, NotPermittedError)
         assert len(await pending(stream)) == 1
+
+
+@pytest.mark.parametrize("method", ["_read_new", "flush", "_renew"])
+async def test_a_loop_that_breaks_ends_the_consumer(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """An error that nobody foresaw, in the reader, the flusher or the keeper, is raised: the
+    consumer does not stand still without a word."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("a fault of ours")
+
+    async with consuming(stream, idle_ms_min=300) as taken:
+        await send(stream, make_events(1))
+        await eventually(lambda: taken.ids)
+        with monkeypatch.context() as patched:
+            patched.setattr(Lane, method, broken)
+            taken.ack_all()
+            await send(stream, make_events(1, first=1))
+            await eventually(lambda: taken.error)
+    assert isinstance(taken.error, KeyError)
 
 
 # --- holding and taking over ---------------------------------------------------------------------

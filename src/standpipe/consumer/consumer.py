@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
@@ -99,15 +99,26 @@ class Consumer:
             await self.close()
             raise
         for lane in self._lanes:
-            self._readers.append(asyncio.create_task(lane.read_loop(), name="standpipe-reader"))
-            self._loops.append(asyncio.create_task(lane.flush_loop(), name="standpipe-flusher"))
-            self._loops.append(asyncio.create_task(lane.keep_loop(), name="standpipe-keeper"))
+            self._readers.append(self._loop(lane.read_loop(), "standpipe-reader"))
+            self._loops.append(self._loop(lane.flush_loop(), "standpipe-flusher"))
+            self._loops.append(self._loop(lane.keep_loop(), "standpipe-keeper"))
+
+    def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        loop = asyncio.create_task(work, name=name)
+        loop.add_done_callback(self._loop_ended)
+        return loop
+
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        # Whatever it ended with: without one of its loops a consumer would stand still in silence.
+        if not loop.cancelled() and isinstance(error := loop.exception(), Exception):
+            self._intake.fail(error)
 
     async def deliveries(self) -> AsyncIterator[Delivery]:
         """What arrives, without an end, but for an error that no retry mends.
 
         Raises:
-            StandpipeError: such an error, after what had arrived before it.
+            StandpipeError: such an error, after what had arrived before it. What is none of ours,
+                a fault of this package, is raised as it is.
         """
         while True:
             yield await self._intake.get()

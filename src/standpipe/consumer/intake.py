@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-from standpipe.errors import DecodeError, StandpipeError
+from standpipe.errors import DecodeError
 from standpipe.event import Batch
 
 
@@ -89,7 +89,7 @@ class Intake:
         """Events delivered and not yet settled."""
         self._events_max = events_max
         self._room = asyncio.Event()
-        self._arrived: asyncio.Queue[Delivery | StandpipeError] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Delivery | Exception] = asyncio.Queue()
 
     async def wait_for_room(self) -> int:
         """Wait for room; return how many events may be asked for.
@@ -112,7 +112,7 @@ class Intake:
         self.in_flight += len(delivery.batch) + len(delivery.undecodable)
         self._arrived.put_nowait(delivery)
 
-    def fail(self, error: StandpipeError) -> None:
+    def fail(self, error: Exception) -> None:
         """Nothing more will arrive, for a reason that no retry mends."""
         self._arrived.put_nowait(error)
 
@@ -120,10 +120,10 @@ class Intake:
         """The next delivery.
 
         Raises:
-            StandpipeError: what :meth:`fail` was given, after all that had arrived before it.
+            Exception: what :meth:`fail` was given, after all that had arrived before it.
         """
         found = await self._arrived.get()
-        if isinstance(found, StandpipeError):
+        if isinstance(found, Exception):
             raise found
         return found
 

@@ -109,7 +109,6 @@ class Lane:
         """Wait before trying again over new links, or pass on an error that no retry mends."""
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
-                self.intake.fail(error)
                 raise error
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
