@@ -282,6 +282,52 @@ async def test_a_destroyed_group_is_created_again(
     assert "is created again at 0" in caplog.text
 
 
+@pytest.mark.parametrize("how", ["DESTROY", "DEL", "FLUSHALL"])
+async def test_a_group_from_now_on_skips_nothing_when_it_is_lost(
+    own_server: OwnServer, server_name: str, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """A group that began at ``$`` is created again where it was, not at ``$``: what came meanwhile
+    is delivered, and what came before it is not."""
+    server = own_server(server_name)
+    async with Stream("s", server.url) as stream:
+        await send(stream, make_events(2), "plain")
+        async with consuming(stream, start="$") as taken:
+            await send(stream, make_events(2, first=2), "plain")
+            await eventually(lambda: taken.numbers == [2, 3])
+            taken.consumer.ack(0, taken.ids[:1])
+            await eventually(lambda: taken.consumer.stats.acknowledged == 1)
+            # In one step with what comes then, so that no read can be quicker.
+            lose = {"DESTROY": "'XGROUP','DESTROY','s','g'", "DEL": "'DEL','s'"}.get(
+                how, f"'{how}'"
+            )
+            add = "redis.call('XADD','s','*','key','m','n',ARGV[1])"
+            server.command("EVAL", f"redis.call({lose}); {add}", 1, "s", 4)
+            await send(stream, make_events(1, first=5), "plain")
+            await eventually(lambda: 5 in taken.numbers)
+            assert taken.numbers == [2, 3, 4, 5]
+            # What was being handled when the group was lost is pending once more.
+            assert len(await pending(stream)) == (3 if how == "DESTROY" else 2)
+    assert "it is created again at" in caplog.text
+
+
+async def test_an_idle_member_skips_nothing_when_the_group_is_lost(
+    stream: Stream, server: TestServer
+) -> None:
+    """A member that was given nothing yet knows where the group stood as well."""
+    await send(stream, make_events(2), "plain")
+    async with consuming(stream, start="$") as taken:
+        await eventually(lambda: taken.consumer.stats.groups_created)
+        server.command(
+            "EVAL",
+            "redis.call('XGROUP','DESTROY',KEYS[1],'g');"
+            "redis.call('XADD',KEYS[1],'*','key','m','n','2')",
+            1,
+            stream.name,
+        )
+        await eventually(lambda: taken.numbers)
+        assert taken.numbers == [2]
+
+
 async def test_losing_a_group_does_not_spin(own_server: OwnServer, server_name: str) -> None:
     """A group that is lost again and again costs some commands each time, not a hot loop."""
     server = own_server(server_name)

@@ -70,6 +70,8 @@ class Lane:
         for its own, must not meet what a sweep has just made its own."""
         self._entry_events = EVENTS_PER_ENTRY_GUESS
         """The largest entry of late, in events: what the next ones are expected to have."""
+        self._reached: dict[int, bytes] = {}
+        """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
 
     # --- connections -----------------------------------------------------------------------------
@@ -120,17 +122,61 @@ class Lane:
         log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
         await asyncio.sleep(wait_ms / 1000)
 
-    async def create_groups(self) -> None:
+    # --- groups ----------------------------------------------------------------------------------
+
+    async def create_groups(self, *, again: bool = False) -> None:
+        """Create the group where it is missing; ``again``: because the server has lost it."""
+        group = self.member.group
+        starts = [await self._where_to_begin(shard) for shard in self.shards]
         commands = [
-            pack("XGROUP", "CREATE", key, self.member.group, self.member.start, "MKSTREAM")
-            for key in self.keys
+            pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
+            for key, start in zip(self.keys, starts, strict=True)
         ]
-        for reply in await self._exchange(commands):
+        for key, start, reply in zip(
+            self.keys, starts, await self._exchange(commands), strict=True
+        ):
             if isinstance(reply, ReplyError) and "BUSYGROUP" in str(reply):
                 continue
             if isinstance(reply, StandpipeError):
                 raise reply
             self.intake.stats.groups_created += 1
+            if again:
+                log.error("the server has lost group %s of %s; it is created again at %s",
+                          group, key, start)  # fmt: skip
+        await self._learn_reached()
+
+    async def _where_to_begin(self, shard: int) -> str:
+        """Where a group has to begin that is missing.
+
+        One that began at ``$`` would skip what has come since it was lost. So it goes on behind
+        what it was given last, or before the oldest entry that is still being handled here.
+        """
+        start, reached = self.member.start, self._reached.get(shard)
+        if start != "$" or reached is None:
+            return start
+        (info,) = await self._exchange([pack("XINFO", "STREAM", self.stream.keys[shard])])
+        if isinstance(info, ReplyError) and "no such key" in str(info):
+            return "0"  # Whatever will be found there has come since.
+        if isinstance(info, StandpipeError):
+            raise info
+        if _entry_order(info[b"last-generated-id"]) < _entry_order(reached):
+            return "0"  # It was deleted and has begun anew, or was set back.
+        unsettled = [*self.held[shard], *self._acking[shard]]
+        if not unsettled:
+            return reached.decode()
+        ms, seq = _entry_order(min(unsettled, key=_entry_order))
+        return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
+
+    async def _learn_reached(self) -> None:
+        """Ask how far the group has come: others read from it too."""
+        if self.member.start != "$":
+            return
+        name = self.member.group.encode()
+        replies = await self._ask([pack("XINFO", "GROUPS", key) for key in self.keys])
+        for shard, groups in zip(self.shards, replies, strict=True):
+            for found in groups:
+                if found[b"name"] == name:
+                    self._reached[shard] = found[b"last-delivered-id"]
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -141,7 +187,7 @@ class Lane:
         while True:
             try:
                 if is_group_lost:
-                    await self.create_groups()
+                    await self.create_groups(again=True)
                     is_group_lost = False
                 if old:
                     # After a cut as at the start: a reply that was lost left its entries pending.
@@ -152,7 +198,6 @@ class Lane:
             except StandpipeError as error:
                 attempt += 1
                 if isinstance(error, GroupNotFoundError):
-                    log.error("%s; the group is created again at %s", error, self.member.start)
                     is_group_lost = True
                 await self._pause(error, attempt, self._read_link, self._control_link)
                 old = dict.fromkeys(self.keys, b"-")
@@ -181,7 +226,9 @@ class Lane:
             raise found
         by_key: dict[bytes, list[Any]] = found or {}
         for key, rows in by_key.items():
-            self._take(self.stream.keys.index(key.decode()), rows, {})
+            shard = self.stream.keys.index(key.decode())
+            self._reached[shard] = rows[-1][0]
+            self._take(shard, rows, {})
 
     async def _read_count(self) -> int:
         """Wait for room; return how many entries of each shard may be asked for."""
