@@ -224,6 +224,14 @@ RENEWALS_PER_IDLE: Final = 3
 CLAIM_COUNT: Final = 256
 """Entries per XAUTOCLAIM call; the server scans ten times as many for idle ones."""
 
+FORGET_IDLES_MIN: Final = 20
+"""A consumer not seen for this many idle_ms_min (10 minutes) that holds nothing is taken off its
+group: a killed process would leave its name there for ever. Long before, what it held has been
+taken over."""
+
+FORGET_TRIES: Final = 4
+"""How often in that time each living member looks for such names."""
+
 DELIVERIES_MAX: Final = 5
 """Deliveries of an entry before its failing event is dead-lettered."""
 

@@ -16,6 +16,7 @@ from standpipe import Producer, Stream
 from standpipe.consumer import Consumer, Delivery
 from standpipe.consumer.lane import Lane
 from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
+from standpipe.wire import script
 from tests.conditions import eventually
 from tests.faults.proxy import Proxy
 from tests.servers.entries import make_events
@@ -491,6 +492,55 @@ async def test_nothing_is_taken_from_the_living(stream: Stream, server: TestServ
         await eventually(lambda: calls(server, "xautoclaim") >= before + 30)
         assert [one.consumer.stats.taken_over for one in everyone] == [0] * 4
         assert sorted(n for one in everyone for n in one.numbers) == list(range(40))
+
+
+async def test_names_of_the_dead_are_forgotten(
+    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Consumers that were killed long ago are removed from the group, when what they held has been
+    taken over; those that live stay."""
+    await send(stream, make_events(3), "plain")
+    server.cli("XGROUP", "CREATE", stream.name, "g", "0")
+    for n in range(3):
+        server.cli("XREADGROUP", "GROUP", "g", f"dead{n}", "COUNT", 1, "STREAMS", stream.name, ">")
+    rows = server.command("XPENDING", stream.name, "g", "-", "+", 9)
+    server.command("XACK", stream.name, "g", rows[0][0], rows[1][0])
+
+    def names() -> set[str]:
+        return {row[1] for row in server.command("XINFO", "CONSUMERS", stream.name, "g")}
+
+    with caplog.at_level(logging.INFO, "standpipe.consumer"):
+        async with (
+            consuming(stream, "one", idle_ms_min=50) as one,
+            consuming(stream, "two", idle_ms_min=50) as two,
+        ):
+            # 20 times 50 ms after they were seen last, which was just now.
+            await eventually(lambda: one.numbers + two.numbers == [2])
+            assert names() >= {"dead0", "dead1", "dead2"}
+            # Redis 6.2 does not know one yet that was never given anything.
+            await eventually(lambda: names() <= {"one", "two"})
+            assert names()
+            stats = (one.consumer.stats, two.consumer.stats)
+            assert sum(each.consumers_removed for each in stats) == 3
+    assert all(f"dead{n}" in caplog.text for n in range(3))
+
+
+async def test_a_consumer_with_something_pending_is_never_removed(
+    stream: Stream, server: TestServer
+) -> None:
+    """The script looks and removes in one step, and only names that hold nothing."""
+    await send(stream, make_events(2), "plain")
+    hand_out(server, stream, "holds", 1)
+    for name in ("empty", "fresh"):
+        server.cli("XGROUP", "CREATECONSUMER", stream.name, "g", name)
+    await eventually(
+        lambda: all(row[5] >= 20 for row in server.command("XINFO", "CONSUMERS", stream.name, "g"))
+    )
+    forget = script("forget")
+    assert await stream.server.run(forget, (stream.name,), "g", 60_000, 9) == []
+    assert await stream.server.run(forget, (stream.name,), "g", 20, 1) == [b"empty"]
+    assert await stream.server.run(forget, (stream.name,), "g", 20, 9) == [b"fresh"]
+    assert await pending(stream) == [(b"holds", 1)]
 
 
 # --- deleted entries -----------------------------------------------------------------------------

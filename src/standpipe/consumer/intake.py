@@ -47,6 +47,7 @@ class ConsumerStats:
 
     __slots__ = (
         "acknowledged",
+        "consumers_removed",
         "events",
         "groups_created",
         "lost",
@@ -68,6 +69,8 @@ class ConsumerStats:
         """Entries that another consumer took over while this one held them."""
         self.lost = 0
         """Entries deleted from the stream while they were pending."""
+        self.consumers_removed = 0
+        """Names of other consumers, long unseen and with nothing pending, taken off the group."""
         self.groups_created = 0
         """Groups created, or created again after the server lost them."""
 

@@ -3,7 +3,7 @@
 Three loops run over it. The reader: first what this consumer name already has pending, then new
 entries, with the waiting acknowledgements in the same round trip. The flusher: acknowledgements
 that no read comes along to carry. The keeper: renews what is held, so that a slow handler is not
-taken for dead, and sweeps the group's pending entries for those of the dead.
+taken for dead, sweeps the group's pending entries for those of the dead, and forgets their names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from standpipe.limits import (
     ACK_GRACE_MS,
     CLAIM_COUNT,
     EVENTS_PER_ENTRY_GUESS,
+    FORGET_IDLES_MIN,
+    FORGET_TRIES,
     IDS_PER_COMMAND_MAX,
     READ_BLOCK_MS,
     READ_COUNT,
@@ -470,6 +472,8 @@ class Lane:
 
     async def keep_loop(self) -> None:
         period = renew_every_ms(self.member.idle_ms_min, RENEWALS_PER_IDLE) / 1000
+        forget_after = self.member.idle_ms_min * FORGET_IDLES_MIN / 1000
+        forget_due = time.monotonic() + forget_after / FORGET_TRIES
         attempt = 0
         while True:
             # Some jitter, so that many workers started together do not sweep together.
@@ -477,6 +481,9 @@ class Lane:
             try:
                 await self._renew(older_than=period / 2)
                 await self._sweep()
+                if time.monotonic() >= forget_due:
+                    await self._forget_the_dead()
+                    forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
                 attempt = 0
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
@@ -532,6 +539,22 @@ class Lane:
             log.info("took over %d entries of %s", len(new), key)
             await self._take_pending(shard, new)
         return following
+
+    async def _forget_the_dead(self) -> None:
+        """Remove members that were killed long ago; not those that still have something pending."""
+        member = self.member
+        for key in self.keys:
+            removed: list[bytes] = await self._run(
+                "forget", (key,), member.group,
+                member.idle_ms_min * FORGET_IDLES_MIN, IDS_PER_COMMAND_MAX,
+            )  # fmt: skip
+            if removed:
+                self.intake.stats.consumers_removed += len(removed)
+                names = ", ".join(name.decode(errors="replace") for name in removed[:10])
+                log.info("%d consumers of group %s of %s were not seen for long, hold nothing and "
+                         "are removed: %s%s", len(removed), member.group, key, names,
+                         " …" if len(removed) > 10 else "")  # fmt: skip
+        await self._learn_reached()
 
     # --- leaving ---------------------------------------------------------------------------------
 
