@@ -204,6 +204,14 @@ IN_FLIGHT_EVENTS_MAX: Final = 20_000
 """Events that one worker process holds unacknowledged; a pending entry costs the server about
 180 bytes."""
 
+IN_FLIGHT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of entries that one worker process holds unacknowledged, as the server sent them; decoded
+they take several times as much. A producer holds as many."""
+
+BYTES_PER_ENTRY_GUESS: Final = TABLE_BLOCK_BYTES_MAX
+"""As EVENTS_PER_ENTRY_GUESS, in bytes: the first read asks for few entries. What is expected halves
+with each read at most, so that small entries are soon read by the hundred."""
+
 EVENTS_PER_ENTRY_GUESS: Final = BLOCK_EVENTS_MAX
 """What a consumer takes an entry to hold before it has seen one; after that it goes by the last.
 High: a first read that is too small costs a round trip, one that is too large costs memory."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 import redis
 
-from standpipe import Producer, Stream
+from standpipe import Event, Producer, Stream
 from standpipe.consumer import Consumer, Delivery
 from standpipe.consumer.lane import Lane
 from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
@@ -198,6 +198,42 @@ async def test_blocks_stay_within_the_limit(stream: Stream) -> None:
             await eventually(lambda read=read: taken.consumer.stats.read > read)
             assert taken.consumer.in_flight <= 1_250
         assert sorted(taken.numbers) == list(range(5_000))
+
+
+@pytest.mark.parametrize(("size", "limit"), [(300_000, 600_000), (1_000, 10_000)])
+async def test_bytes_stay_within_the_limit(stream: Stream, size: int, limit: int) -> None:
+    """What is held is bounded in bytes too, however large the entries; all of them come."""
+    sent = 10 if size > limit // 10 else 50
+    async with Producer(stream, codec="plain", event_bytes_max=2 * size) as producer:
+        for n in range(sent):
+            await producer.send(Event("m", n, {"n": n, "text": "x" * size}))
+    async with consuming(stream, in_flight_bytes_max=limit) as taken:
+        while taken.consumer.stats.read < sent:
+            read = taken.consumer.stats.read
+            await eventually(lambda read=read: taken.consumer.stats.read > read)
+            # By less than one entry it may be passed: what comes is not known beforehand.
+            assert taken.consumer.in_flight_bytes < limit + size
+            assert taken.consumer.in_flight_bytes >= size
+            taken.ack_all()
+            assert taken.consumer.in_flight_bytes == 0
+        assert sorted(taken.numbers) == list(range(sent))
+
+
+async def test_large_entries_are_taken_over_within_the_limit(
+    stream: Stream, server: TestServer
+) -> None:
+    """A takeover is bounded in bytes as well: a large legacy is taken in as there is room."""
+    async with Producer(stream, codec="plain", event_bytes_max=200_000) as producer:
+        for n in range(12):
+            await producer.send(Event("m", n, {"n": n, "text": "x" * 100_000}))
+    hand_out(server, stream, "dead", 12)
+    async with consuming(stream, idle_ms_min=200, in_flight_bytes_max=250_000) as taken:
+        while taken.consumer.stats.taken_over < 12:
+            over = taken.consumer.stats.taken_over
+            await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
+            assert taken.consumer.in_flight_bytes <= 450_000
+            taken.ack_all()
+        assert sorted(taken.numbers) == list(range(12))
 
 
 async def test_own_pending_entries_stay_within_the_limit(

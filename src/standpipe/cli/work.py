@@ -61,6 +61,9 @@ def work(
     in_flight_events_max: Annotated[
         int | None, typer.Option(help="Events held unacknowledged.")
     ] = None,
+    in_flight_bytes_max: Annotated[
+        str | None, typer.Option(help="Bytes of entries held unacknowledged: 64MiB.")
+    ] = None,
     drain_ms_max: Annotated[str | None, typer.Option(help="Wait so long for handlers.")] = None,
     url: Url = None,
     as_json: Json = False,
@@ -91,6 +94,7 @@ def work(
         deliveries_max=deliveries_max,
         idle_ms_min=idle_ms_min,
         in_flight_events_max=in_flight_events_max,
+        in_flight_bytes_max=in_flight_bytes_max,
         drain_ms_max=drain_ms_max,
     )
 
@@ -104,6 +108,7 @@ def work(
                 deliveries_max=settings.deliveries_max,
                 idle_ms_min=settings.idle_ms_min,
                 in_flight_events_max=settings.in_flight_events_max,
+                in_flight_bytes_max=settings.in_flight_bytes_max,
                 drain_ms_max=settings.drain_ms_max,
             )
             (worker.batch if wants_batch else worker.each)(function)

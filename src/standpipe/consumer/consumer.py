@@ -13,7 +13,12 @@ from typing import Any, Final
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
 from standpipe.errors import ConfigError, StandpipeError
-from standpipe.limits import IDLE_MS_MIN, IN_FLIGHT_EVENTS_MAX, LEAVE_TRIES_MAX
+from standpipe.limits import (
+    IDLE_MS_MIN,
+    IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_EVENTS_MAX,
+    LEAVE_TRIES_MAX,
+)
 from standpipe.policy import backoff_ms
 from standpipe.stream import Stream
 
@@ -39,6 +44,7 @@ class Consumer:
         in_flight_events_max: Events delivered and not yet acknowledged, at most. What is taken over
             may pass it, by less than as much again, so that a busy consumer too helps with what the
             dead have left; and a read may, whose entries turn out larger than those before.
+        in_flight_bytes_max: Bytes of their entries, as the server sent them; likewise.
 
     Delivery:
         At least once. What is delivered stays pending until acknowledged; if this process dies,
@@ -54,6 +60,7 @@ class Consumer:
         start: str = "0",
         idle_ms_min: int = IDLE_MS_MIN,
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
     ) -> None:
         if not group or any(c.isspace() for c in group):
             raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
@@ -61,15 +68,17 @@ class Consumer:
             raise ConfigError(f"consumer is {name!r}", hint="Give it a name without spaces.")
         if idle_ms_min < 1:
             raise ConfigError(f"idle_ms_min is {idle_ms_min}", hint="It is at least 1 ms.")
-        if in_flight_events_max < 1:
-            raise ConfigError(
-                f"in_flight_events_max is {in_flight_events_max}", hint="It is at least 1."
-            )
+        for option, value in (
+            ("in_flight_events_max", in_flight_events_max),
+            ("in_flight_bytes_max", in_flight_bytes_max),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} is {value}", hint="It is at least 1.")
         self.stream: Final = stream
         self.group: Final = group
         self.name: Final = name or default_consumer_name()
         self._member = Member(stream, group, self.name, start, idle_ms_min)
-        self._intake = Intake(in_flight_events_max)
+        self._intake = Intake(in_flight_events_max, in_flight_bytes_max)
         self._lanes: list[Lane] = []
         self._loops: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
@@ -163,6 +172,11 @@ class Consumer:
     def in_flight(self) -> int:
         """Events delivered and not yet settled."""
         return self._intake.in_flight
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of their entries, as the server sent them."""
+        return self._intake.in_flight_bytes
 
     @property
     def has_lost_some(self) -> bool:

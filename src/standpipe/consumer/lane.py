@@ -16,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
-from standpipe.consumer.intake import Delivery, Intake, Undecodable
+from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.errors import DecodeError, GroupNotFoundError, ReplyError, StandpipeError
 from standpipe.event import Batch, Entry
 from standpipe.limits import (
     ACK_GRACE_MS,
+    BYTES_PER_ENTRY_GUESS,
     CLAIM_COUNT,
     EVENTS_PER_ENTRY_GUESS,
     FORGET_IDLES_MIN,
@@ -58,8 +59,8 @@ class Lane:
         self.stream = member.stream
         self.shards = shards
         self.keys = [member.stream.keys[shard] for shard in shards]
-        self.held: dict[int, dict[bytes, tuple[int, float]]] = {shard: {} for shard in shards}
-        """Per shard: entry ID → events in it, and since when it is held or renewed."""
+        self.held: dict[int, dict[bytes, tuple[int, int, float]]] = {shard: {} for shard in shards}
+        """Per shard: entry ID → events in it, their bytes, since when it is held or renewed."""
         self._acks: list[tuple[int, list[bytes]]] = []
         self._acking: dict[int, set[bytes]] = {shard: set() for shard in shards}
         """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
@@ -72,6 +73,8 @@ class Lane:
         for its own, must not meet what a sweep has just made its own."""
         self._entry_events = EVENTS_PER_ENTRY_GUESS
         """The largest entry of late, in events: what the next ones are expected to have."""
+        self._entry_bytes = BYTES_PER_ENTRY_GUESS
+        """The same in bytes."""
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
@@ -235,7 +238,10 @@ class Lane:
     async def _read_count(self) -> int:
         """Wait for room; return how many entries of each shard may be asked for."""
         room = await self.intake.wait_for_room()
-        return max(1, min(READ_COUNT, room // (self._entry_events * len(self.stream.keys))))
+        return max(1, min(READ_COUNT, self._entries_in(room) // len(self.stream.keys)))
+
+    def _entries_in(self, room: Room) -> int:
+        return min(room.events // self._entry_events, room.bytes // self._entry_bytes)
 
     async def _read_old(self, old: dict[str, bytes]) -> None:
         """One page of what this consumer has pending already; forgets the keys that are through.
@@ -313,24 +319,27 @@ class Lane:
         entries: list[Entry] = []
         ids: list[bytes] = []
         undecodable: list[Undecodable] = []
+        sizes: list[int] = []
         for entry_id, fields in rows:
             if self.knows(shard, entry_id):
                 # A group that was created again gives out once more what is being handled.
                 continue
+            sizes.append(size := sum(map(len, fields)))
             try:
                 entry = decode_entry(entry_id, fields, self._layout)
             except DecodeError as error:
                 undecodable.append(Undecodable(entry_id, fields, error))
-                held[entry_id] = (1, now)
+                held[entry_id] = (1, size, now)
                 continue
             entries.append(entry)
             ids.append(entry_id)
-            held[entry_id] = (entry.count, now)
+            held[entry_id] = (entry.count, size, now)
         if entries or undecodable:
             largest = max((entry.count for entry in entries), default=1)
             self._entry_events = max(1, largest, self._entry_events // 2)
+            self._entry_bytes = max(1, *sizes, self._entry_bytes // 2)
             batch = Batch(entries, stream=self.stream.name, shard=shard)
-            self.intake.put(Delivery(shard, batch, ids, counts, undecodable))
+            self.intake.put(Delivery(shard, batch, ids, counts, undecodable), sum(sizes))
 
     # --- acknowledging ---------------------------------------------------------------------------
 
@@ -340,17 +349,18 @@ class Lane:
     def ack(self, shard: int, ids: Iterable[bytes]) -> None:
         held = self.held[shard]
         mine: list[bytes] = []
-        events = 0
+        events = size = 0
         for entry_id in ids:
             # Not held any more: another consumer took it over, and the acknowledgement is its own.
             if (known := held.pop(entry_id, None)) is not None:
                 mine.append(entry_id)
                 events += known[0]
+                size += known[1]
         if mine:
             self._acking[shard].update(mine)
             self._acks.append((shard, mine))
             self._ack_ready.set()
-            self.intake.release(events)
+            self.intake.release(events, size)
 
     def _take_acks(self) -> list[tuple[int, list[bytes]]]:
         """The waiting acknowledgements, joined by shard and cut to commands."""
@@ -445,8 +455,8 @@ class Lane:
             )
             now = time.monotonic()
             for entry_id in part:
-                if entry_id in held:
-                    held[entry_id] = (held[entry_id][0], now)
+                if known := held.get(entry_id):
+                    held[entry_id] = (*known[:2], now)
             for entry_id in gone:
                 self._taken_from_us(shard, entry_id)
             lost = [entry_id for entry_id in deleted if self._forget(shard, entry_id)]
@@ -457,7 +467,7 @@ class Lane:
         """Hold an entry no longer; returns whether it was held until now."""
         known = self.held[shard].pop(entry_id, None)
         if known is not None:
-            self.intake.release(known[0])
+            self.intake.release(*known[:2])
         return known is not None
 
     def _taken_from_us(self, shard: int, entry_id: bytes) -> None:
@@ -497,7 +507,7 @@ class Lane:
     async def _renew(self, *, older_than: float) -> None:
         limit = time.monotonic() - older_than
         for shard in self.shards:
-            old = [i for i, (_, since) in self.held[shard].items() if since <= limit]
+            old = [i for i, (_, _, since) in self.held[shard].items() if since <= limit]
             if old:
                 await self.hold(shard, sorted(old, key=_entry_order))
 
@@ -509,7 +519,7 @@ class Lane:
         for shard in self.shards:
             cursor = b"0-0"
             while room := self.intake.room_for_takeover():
-                count = max(1, min(CLAIM_COUNT, room // self._entry_events))
+                count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
                 async with self._pending:
                     cursor = await self._claim(shard, cursor, count)
                 if cursor == b"0-0":

@@ -29,6 +29,7 @@ from standpipe.limits import (
     DELIVERIES_MAX,
     DRAIN_MS_MAX,
     IDLE_MS_MIN,
+    IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
@@ -57,6 +58,7 @@ class Worker:
         deliveries_max: Deliveries after which a failing event becomes a dead letter.
         idle_ms_min: Entries of other members idle for this long are taken over.
         in_flight_events_max: Events delivered and not yet settled, at most.
+        in_flight_bytes_max: Bytes of their entries, as the server sent them, at most.
         drain_ms_max: How long a stopping worker waits for the handlers in progress.
 
     Raises:
@@ -87,6 +89,7 @@ class Worker:
         deliveries_max: int = DELIVERIES_MAX,
         idle_ms_min: int = IDLE_MS_MIN,
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
         drain_ms_max: int = DRAIN_MS_MAX,
     ) -> None:
         for option, value in (
@@ -103,6 +106,7 @@ class Worker:
             start=start,
             idle_ms_min=idle_ms_min,
             in_flight_events_max=in_flight_events_max,
+            in_flight_bytes_max=in_flight_bytes_max,
         )
         self.stats: Final = WorkerStats()
         self._concurrency = concurrency
