@@ -513,6 +513,65 @@ async def test_settling_is_one_step(stream: Stream, server: TestServer) -> None:
     assert server.cli("XLEN", stream.dead_key(0)) == "3"
 
 
+class SettleCutter(Proxy):
+    """Loses the reply to the first settling of letters that does not acknowledge."""
+
+    def _choose(self, request: bytes) -> str:
+        if self.done["lost reply"] or b"\r\nkeep\r\n" not in request:
+            return ""
+        self.done["lost reply"] += 1
+        return "lost reply"
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+async def test_many_letters_are_kept_in_parts(own_server: OwnServer, size: int) -> None:
+    """Thousands of letters, or large ones, are kept by several calls, none of which holds up the
+    server for long; a reply that is lost doubles none, and the entry is acknowledged last."""
+    server = own_server("valkey-9.1")
+    async with SettleCutter(server.port) as proxy, Stream("s", proxy.url) as stream:
+        await send(stream, make_events(1))
+        async with consuming(stream) as taken:
+            await eventually(lambda: taken.ids)
+            letters = [[b"n", b"%d" % n, b"d", b"x" * size] for n in range(2_500)]
+            with watching(server) as seen:
+                await taken.consumer.settle(0, taken.ids[0], letters)
+            assert proxy.done["lost reply"] == 1
+            assert taken.consumer.in_flight == 0
+            assert taken.consumer.stats.acknowledged == 1
+        assert await pending(stream) == []
+        rows = server.command("XRANGE", stream.dead_key(0), "-", "+")
+        assert [int(fields[1]) for _, fields in rows] == list(range(2_500))
+    sizes = Counter(line.count('"d"') for _, line in seen if line.startswith('"EVAL'))
+    assert max(sizes) <= (1_000 if size == 10 else 420)
+
+
+async def test_letters_that_were_cut_off_are_kept_again(
+    stream: Stream, server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process dies between two parts of an entry's letters the entry is still pending."""
+    await send(stream, make_events(1))
+    monkeypatch.setattr("standpipe.consumer.lane.IDS_PER_COMMAND_MAX", 2)
+    letters = [[b"n", b"%d" % n] for n in range(5)]
+    async with consuming(stream) as taken:
+        await eventually(lambda: taken.ids)
+        whole = Lane._settle_part
+
+        async def dies(*given: object, is_last: bool) -> None:
+            if is_last:
+                raise KeyError("the process is gone")
+            await whole(*given, is_last=is_last)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyError):
+            patched.setattr(Lane, "_settle_part", dies)
+            await taken.consumer.settle(0, taken.ids[0], letters)
+        assert server.cli("XLEN", stream.dead_key(0)) == "4"
+        assert len(await pending(stream)) == 1
+        await taken.consumer.settle(0, taken.ids[0], letters)
+    rows = server.command("XRANGE", stream.dead_key(0), "-", "+")
+    assert {int(fields[1]) for _, fields in rows} == set(range(5))
+    assert await pending(stream) == []
+
+
 async def test_nothing_is_taken_from_the_living(stream: Stream, server: TestServer) -> None:
     """Of many consumers that hold entries for long and sweep all the time none takes another's."""
     await send(stream, make_events(40), "plain")

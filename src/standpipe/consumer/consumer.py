@@ -204,13 +204,16 @@ class Consumer:
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
         """Acknowledge one entry and keep dead letters of it, in one atomic step.
 
+        More than 1,000 letters, or 4 MiB, take several steps, so that the server is not held up for
+        long; the acknowledgement comes with the last.
+
         Args:
             shard: The shard's number.
             entry_id: The entry.
             letters: Flat ``[name, value, …]`` of each dead letter.
 
         Delivery: If the process dies here, either both have happened or neither; then the entry is
-            delivered again.
+            delivered again. With several steps, letters may then be there twice; none is lost.
         """
         await self._lane(shard).settle(shard, entry_id, letters)
 

@@ -31,6 +31,7 @@ from standpipe.limits import (
     READ_COUNT,
     RENEWALS_PER_IDLE,
     REPLY_MS_MAX,
+    WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
 from standpipe.stream import Stream
@@ -423,24 +424,35 @@ class Lane:
         self._count_acks(acks, replies)
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
+        *first, last = _parts(letters)
+        for part in first:
+            await self._settle_part(shard, entry_id, part, is_last=False)
+        await self._settle_part(shard, entry_id, last, is_last=True)
+
+    async def _settle_part(
+        self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]], *, is_last: bool
+    ) -> None:
         member, attempt = self.member, 0
         arguments = [part for letter in letters for part in (len(letter), *letter)]
         keys = (self.stream.keys[shard], self.stream.dead_key(shard))
         while entry_id in self.held[shard]:
+            what = "ack" if is_last else "again" if attempt else "keep"
             try:
-                added = await self._run(
-                    "settle", keys, member.group, member.name, entry_id, *arguments
+                kept = await self._run(
+                    "settle", keys, member.group, member.name, entry_id, what, *arguments
                 )
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            if added or attempt:
-                # Nothing added at a later try: the first one was done, and its reply was lost.
+            if not kept and not (is_last and attempt):
+                self._taken_from_us(shard, entry_id)
+            elif is_last:
+                # Nothing kept at a later try: the first one was done, and its reply was lost.
                 self.intake.stats.acknowledged += 1
                 self._forget(shard, entry_id)
             else:
-                self._taken_from_us(shard, entry_id)
+                return
 
     # --- renewing and taking over ----------------------------------------------------------------
 
@@ -585,6 +597,20 @@ class Lane:
                 continue  # Nothing to leave.
             if deleted:
                 await self._clear_lost(shard, deleted)
+
+
+def _parts(letters: Sequence[list[bytes]]) -> list[list[list[bytes]]]:
+    """Dead letters in order, so many at a time as one script call may have."""
+    parts: list[list[list[bytes]]] = [[]]
+    room = WRITE_BYTES_MAX
+    for letter in letters:
+        size = sum(map(len, letter))
+        if parts[-1] and (size > room or len(parts[-1]) == IDS_PER_COMMAND_MAX):
+            parts.append([])
+            room = WRITE_BYTES_MAX
+        parts[-1].append(letter)
+        room -= size
+    return parts
 
 
 def _entry_order(entry_id: bytes) -> tuple[int, int]:
