@@ -256,6 +256,10 @@ SYNC_SLICE_EVENTS_MAX: Final = 256
 50 µs, which would be all of it for a handler that takes one. Short, so that slow handlers still
 spread over the threads."""
 
+SYNC_LOOK_MS: Final = 100
+"""A thread that is at its slice for longer has met a slow event: what is done is reported, and the
+rest goes to other threads. Ten times what a slice should take."""
+
 TURN_MS_MAX: Final = 10
 """How long async handlers that never wait go on before reading and renewing have their turn."""
 
@@ -264,6 +268,10 @@ TRACE_CHARS_MAX: Final = 4_000
 
 LEAVE_TRIES_MAX: Final = 5
 """How often a consumer that leaves tries to tell the server: for about half a second."""
+
+LEAVE_MS_MAX: Final = 5_000
+"""How long a worker that ends, for whatever reason, takes to cancel its handlers, and again to send
+its last acknowledgements and give back the rest, so that a server that hangs does not keep it."""
 
 DRAIN_MS_MAX: Final = 10_000
 """How long a stopping worker waits for the handlers in progress before it leaves their entries

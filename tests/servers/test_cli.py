@@ -229,6 +229,27 @@ def test_work_runs_a_handler_and_drains(
     assert sorted(key for _, key in _seen(tmp_path)) == sorted(f"m{n}" for n in range(20))
 
 
+def test_a_handler_that_hangs_does_not_keep_the_process(
+    server: TestServer, stream_name: str, tmp_path: Path, started
+) -> None:
+    """A plain handler that outlasts the drain is named, with its event, and the process ends."""
+    (tmp_path / "app.py").write_text(
+        "import pathlib, time\n"
+        "def gets_stuck(event):\n"
+        "    pathlib.Path('begun').touch()\n"
+        "    time.sleep(600)\n"
+    )
+    entry_id = server.command("XADD", stream_name, "*", "key", "m", "volts", 230)
+    options = ("-g", "g", "--drain-ms-max", "300ms")
+    worker = started("work", stream_name, "app:gets_stuck", *options, url=server.url, cwd=tmp_path)
+    eventually_sync((tmp_path / "begun").exists, 20, what="the handler has begun")
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=20)
+    assert worker.returncode == 0, err
+    assert f"handler gets_stuck still runs after 300 ms for {entry_id}/0 of shard 0" in err
+    assert server.command("XPENDING", stream_name, "g")[0] == 1
+
+
 def test_work_in_processes_outlives_one(
     server: TestServer, stream_name: str, tmp_path: Path, started
 ) -> None:

@@ -4,7 +4,7 @@ consumer.py is the member as a whole, lane.py what happens over one pair of conn
 blocks in reads, one for everything else), intake.py what has arrived and how much more may.
 """
 
-from standpipe.consumer.consumer import Consumer, cancel_tasks, default_consumer_name
+from standpipe.consumer.consumer import Consumer, cancel_tasks, default_consumer_name, finish
 from standpipe.consumer.intake import ConsumerStats, Delivery, Undecodable
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "Undecodable",
     "cancel_tasks",
     "default_consumer_name",
+    "finish",
 ]

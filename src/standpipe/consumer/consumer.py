@@ -156,6 +156,8 @@ class Consumer:
                 return
             except StandpipeError as error:
                 log.warning("%s could not leave its group (try %d): %s", self.name, attempt, error)
+                if not error.retryable:
+                    return
                 await asyncio.sleep(backoff_ms(attempt) / 1000)
 
     async def close(self) -> None:
@@ -234,3 +236,17 @@ async def cancel_tasks(tasks: list[asyncio.Task[Any]]) -> None:
         each.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     tasks.clear()
+
+
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Do something to its end though this task is cancelled meanwhile; raise that afterwards."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

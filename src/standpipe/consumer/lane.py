@@ -586,7 +586,7 @@ class Lane:
         await self.flush()
         for shard in self.shards:
             try:
-                _, deleted = await self._run(
+                given, deleted = await self._run(
                     "leave",
                     (self.stream.keys[shard],),
                     member.group,
@@ -595,6 +595,10 @@ class Lane:
                 )
             except GroupNotFoundError:
                 continue  # Nothing to leave.
+            if given:
+                log.info(
+                    "%s gives back %d entries of %s", member.name, given, self.stream.keys[shard]
+                )
             if deleted:
                 await self._clear_lost(shard, deleted)
 

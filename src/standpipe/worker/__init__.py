@@ -1,7 +1,7 @@
 """Worker: runs a user's handler over what its consumer delivers, and settles every event.
 
 worker.py is the worker as a whole, call.py what it has to call the handler for, context.py what the
-handler gets and may raise.
+handler gets and may raise, threads.py where plain handlers run.
 """
 
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats

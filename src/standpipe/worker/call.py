@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+
 from standpipe.event import Batch, Event, EventId
 
 
@@ -41,3 +44,22 @@ class Call:
         """Times that the handler has been called for it, this one included."""
         self.is_suspect = is_suspect
         """Whether its workers may have died of it, and this is its last try."""
+
+
+class Calls(asyncio.Queue[Call]):
+    """The calls that wait, in the order in which they came."""
+
+    def put_back(self, calls: list[Call]) -> None:
+        """Put calls that were taken out, and not made, at the front again."""
+        self._is_putting_back = True
+        for call in reversed(calls):
+            self.put_nowait(call)
+        self._is_putting_back = False
+
+    def _init(self, maxsize: int) -> None:
+        self._is_putting_back = False
+        self._queue = deque[Call]()
+
+    def _put(self, item: Call) -> None:
+        # asyncio.Queue lets its subclasses decide where an item goes.
+        (self._queue.appendleft if self._is_putting_back else self._queue.append)(item)

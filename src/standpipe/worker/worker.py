@@ -14,14 +14,13 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from standpipe.clock import now_ms
-from standpipe.consumer import Consumer, Delivery, cancel_tasks
+from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
 from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
 from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
@@ -31,6 +30,8 @@ from standpipe.limits import (
     IDLE_MS_MIN,
     IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
+    LEAVE_MS_MAX,
+    SYNC_LOOK_MS,
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
     TRACE_CHARS_MAX,
@@ -38,8 +39,9 @@ from standpipe.limits import (
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
-from standpipe.worker.call import Call, Open
+from standpipe.worker.call import Call, Calls, Open
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
+from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
 
@@ -116,14 +118,18 @@ class Worker:
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
-        self._calls: asyncio.Queue[Call] = asyncio.Queue()
+        self._calls = Calls()
         self._busy = 0
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
         self._turn_ends = 0.0
         self._suspects = asyncio.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
+        self._slices: set[Slice] = set()
+        """What threads are at."""
+        self._running: set[Call] = set()
+        """What async handlers are at."""
         self._call_s = SYNC_SLICE_MS / 1000
         """How long a sync handler takes for one event, smoothed; begins with one event per hop."""
 
@@ -172,7 +178,8 @@ class Worker:
         """Handle events until :meth:`stop` is called or an error comes that no retry mends.
 
         On the way out it reads no more, waits up to ``drain_ms_max`` for the handlers in progress,
-        acknowledges, gives back what is left, and leaves the group.
+        acknowledges, gives back what is left, and leaves the group. Cancelled, or ended by an
+        error, it does the same but for the waiting.
 
         Raises:
             HandlerError: there is no handler, or it returns something that has to be awaited.
@@ -189,23 +196,59 @@ class Worker:
         count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
         runners: list[asyncio.Task[None]] = []
         # Threads of its own: asyncio's pool may have fewer than `concurrency`.
-        self._threads = ThreadPoolExecutor(count, "standpipe-handler")
-        is_quiet = False
+        self._threads = Threads(count)
         try:
             await self.consumer.start()
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
             await self._until_stopped(runners)
-            is_quiet = await self._drain()
-            await cancel_tasks(runners)
-            await self.consumer.leave()
+            await self._drain()
+            for runner in runners:
+                if runner.done():
+                    runner.result()
         finally:
-            self._cancel_retries()
-            await cancel_tasks(runners)
-            # A thread cannot be cancelled: one that is still at work is not waited for.
-            self._threads.shutdown(wait=is_quiet, cancel_futures=True)
-            await self.consumer.close()
+            # Whoever cancels this is told so afterwards: what was handled is to be acknowledged,
+            # and nobody has to wait for the rest until it has been idle for long enough.
+            await finish(self._leave(runners))
             if opened_here:
                 await self.stream.close()
+
+    async def _leave(self, runners: list[asyncio.Task[None]]) -> None:
+        """The way out, whatever led to it, bounded in time."""
+        assert self._threads is not None
+        self._begin_nothing()
+        for runner in runners:
+            runner.cancel()
+        if runners:
+            _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
+            if deaf:
+                log.error("%d calls of handler %s ignore that they are cancelled",
+                          len(deaf), _name_of(self._handler))  # fmt: skip
+        try:
+            async with asyncio.timeout(LEAVE_MS_MAX / 1000):
+                for piece in list(self._slices):
+                    await self._report(piece)
+                await self.consumer.leave()
+        except TimeoutError:
+            log.warning("the group could not be left within %d ms: what is held is taken over when "
+                        "it has been idle for long enough", LEAVE_MS_MAX)  # fmt: skip
+        except Exception:
+            # The error that ends run() is the first one; this must not take its place.
+            log.exception("the group could not be left")
+        finally:
+            # A thread cannot be cancelled: one that is still at work is not waited for.
+            self._threads.close(wait=not any(piece.current for piece in self._slices))
+            await self.consumer.close()
+
+    def _begin_nothing(self) -> None:
+        """Let no handler begin any more."""
+        self._stop_asked.set()
+        for timer in self._later:
+            timer.cancel()
+        self._later.clear()
+        while not self._calls.empty():
+            self._calls.get_nowait()
+        for piece in self._slices:
+            piece.take_back()
 
     async def _until_stopped(self, runners: list[asyncio.Task[None]]) -> None:
         """Take in deliveries until asked to stop; raise what ended the intake or a runner."""
@@ -221,29 +264,28 @@ class Worker:
         finally:
             await cancel_tasks([intake, stopped])
 
-    async def _drain(self) -> bool:
-        """Let the handlers in progress finish; returns whether they did. The rest is not begun."""
-        self._cancel_retries()
-        while not self._calls.empty():
-            self._calls.get_nowait()
+    async def _drain(self) -> None:
+        """Let the handlers in progress finish. The rest is not begun."""
+        self._begin_nothing()
         try:
             async with asyncio.timeout(self._drain_ms_max / 1000):
                 while self._busy:
                     self._quiet.clear()
                     await self._quiet.wait()
-            return True
         except TimeoutError:
-            log.warning(
-                "%d handlers were still running after %d ms; their events stay pending",
-                self._busy,
-                self._drain_ms_max,
+            in_threads = {piece.current for piece in self._slices if piece.current is not None}
+            at = sorted(
+                f"{call.first} of shard {call.opened[0].shard}"
+                for call in self._running | in_threads
             )
-            return False
-
-    def _cancel_retries(self) -> None:
-        for timer in self._later:
-            timer.cancel()
-        self._later.clear()
+            log.warning(
+                "handler %s still runs after %d ms for %s%s: left pending, and so is what has not "
+                "begun",
+                _name_of(self._handler),
+                self._drain_ms_max,
+                ", ".join(at[:10]),
+                f" and {len(at) - 10} more" if len(at) > 10 else "",
+            )
 
     # --- from deliveries to calls ----------------------------------------------------------------
 
@@ -384,8 +426,7 @@ class Worker:
             for call in calls:
                 await self._came_of(call, await self._call(call))
         elif calls:
-            for call, error in zip(calls, await self._call_in_thread(calls), strict=True):
-                await self._came_of(call, error)
+            await self._call_in_thread(calls)
 
     def _arguments(self, call: Call) -> tuple[Any, ...]:
         if not self._wants_context:
@@ -402,6 +443,7 @@ class Worker:
     async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
         assert self._handler is not None
+        self._running.add(call)
         try:
             await self._handler(*self._arguments(call))
         except Exception as error:
@@ -412,30 +454,39 @@ class Worker:
                 raise
             # Not this worker but something that the handler waited for was cancelled.
             return error
+        finally:
+            self._running.discard(call)
         return None
 
-    async def _call_in_thread(self, calls: list[Call]) -> list[BaseException | None]:
-        """Call a plain handler for each in turn; returns what it raised."""
-        handler = self._handler
-        assert handler is not None
-        given = [self._arguments(call) for call in calls]
+    async def _call_in_thread(self, calls: list[Call]) -> None:
+        """Call a plain handler for each in turn, and settle or queue again what comes of it."""
+        handler, threads = self._handler, self._threads
+        assert handler is not None and threads is not None
 
-        def run() -> list[BaseException | None]:
-            outcomes: list[BaseException | None] = []
-            for arguments in given:
-                try:
-                    result = handler(*arguments)
-                except Exception as error:
-                    outcomes.append(error)
-                else:
-                    outcomes.append(None if result is None else _unfinished(handler, result))
-            return outcomes
+        def handle(*arguments: Any) -> BaseException | None:
+            try:
+                result = handler(*arguments)
+            except Exception as error:
+                return error
+            return None if result is None else _unfinished(handler, result)
 
-        began = time.perf_counter()
-        outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, run)
-        took_s = (time.perf_counter() - began) / len(given)
-        self._call_s += (took_s - self._call_s) / 4
-        return outcomes
+        piece = Slice([(call, self._arguments(call)) for call in calls], handle)
+        # Where this is cut off it stays there: what its thread has done by then is to be reported.
+        self._slices.add(piece)
+        ended = threads.run(piece.run)
+        while not ended.done():
+            await asyncio.wait([ended], timeout=SYNC_LOOK_MS / 1000)
+            if not ended.done() and (waiting := piece.take_back()):
+                self._calls.put_back(waiting)
+            await self._report(piece)
+            self._call_s += (piece.call_s() - self._call_s) / 4
+        self._slices.discard(piece)
+        ended.result()
+
+    async def _report(self, piece: Slice) -> None:
+        """Settle or queue again what a thread is through with, even while it goes on."""
+        while done := piece.outcome():
+            await self._came_of(*done)
 
     # --- settling --------------------------------------------------------------------------------
 
