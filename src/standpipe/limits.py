@@ -277,6 +277,13 @@ DRAIN_MS_MAX: Final = 10_000
 """How long a stopping worker waits for the handlers in progress before it leaves their entries
 pending for others."""
 
+PROCESSES_MAX: Final = 256
+"""Worker processes of one command: each has a Python of some 50 MB and two connections."""
+
+WRONG_USAGE_MS_MAX: Final = 30_000
+"""A worker process that says within this time of its first start that its settings are wrong is
+not started again: it would say so for ever. Long enough for slow imports."""
+
 # --- embedded server -----------------------------------------------------------------------------
 
 SERVER_PORT: Final = 6390

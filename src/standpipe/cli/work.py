@@ -35,8 +35,14 @@ def work(
         str, typer.Option("--group", "-g", help="The consumer group.", show_default=False)
     ],
     processes: Annotated[
-        int, typer.Option("--processes", "-p", min=1, max=256, help="Worker processes.")
-    ] = 1,
+        str,
+        typer.Option(
+            "--processes",
+            "-p",
+            metavar="N|auto",
+            help="Worker processes; auto: one for each processor.",
+        ),
+    ] = "1",
     batch: Annotated[
         bool | None,
         typer.Option(
@@ -75,14 +81,19 @@ def work(
     Batch. Events whose handler raises are tried again and become dead letters in the end.
     """
     set_up_logging()
-    if processes > 1:
-        from standpipe.cli.processes import run_processes
+    from standpipe.cli.processes import on_stdin_closed, process_count, run_processes
 
+    count = process_count(processes)
+    if count > 1:
         # Fail here, once and clearly, instead of in every child again and again.
         load_handler(handler)
-        run_async(run_processes(processes))
+        restarts = run_async(run_processes(count))
+        if as_json:
+            print_json({"processes": count, "restarts": restarts})
+        else:
+            typer.echo(f"processes {count}, restarts {restarts:,}")
         return
-    from standpipe.cli.processes import on_stdin_closed
+    from standpipe.errors import StandpipeError
     from standpipe.stream import Stream
     from standpipe.worker import Worker
 
@@ -125,7 +136,14 @@ def work(
                 "lost": seen.lost,
             }
 
-    counts = run_async(run())
+    try:
+        counts = run_async(run())
+    except SystemExit as ended:
+        # Its code is not ours: 0 would say that all went well, 2 that the command was wrong.
+        raise StandpipeError(
+            f"the handler called sys.exit({ended.code!r})",
+            hint="Its event comes again; raise Reject to give it up, or Retry to try it later.",
+        ) from None
     if as_json:
         print_json(counts)
     else:
