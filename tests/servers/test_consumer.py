@@ -466,6 +466,34 @@ async def test_a_busy_consumer_takes_over_too(stream: Stream, server: TestServer
         taken.ack_all()
 
 
+async def test_a_takeover_is_as_early_as_it_may_be(server: TestServer, stream_name: str) -> None:
+    """What a dead member held is taken over when it has been idle for idle_ms_min, not only when
+    the next regular sweep comes along."""
+    idle_ms = 2_400
+
+    async def takes_over(number: int) -> tuple[float, list[int]]:
+        async with Stream(f"{stream_name}_{number}", server.url) as stream:
+            await send(stream, make_events(3), "plain")
+            async with consuming(stream, idle_ms_min=idle_ms) as taken:
+                await eventually(lambda: taken.consumer.in_flight == 3)
+                # Somebody else reads, and is gone at once.
+                taken.ack_all()
+                await eventually(lambda: taken.consumer.stats.acknowledged == 3)
+                await taken.consumer.stop_reading()
+                await asyncio.sleep(number / 10)
+                await send(stream, make_events(1, first=3), "plain")
+                server.cli("XREADGROUP", "GROUP", "g", "dead", "STREAMS", stream.name, ">")
+                died = asyncio.get_running_loop().time()
+                await eventually(lambda: taken.consumer.stats.taken_over)
+                return asyncio.get_running_loop().time() - died, taken.numbers
+
+    found = await asyncio.gather(*[takes_over(number) for number in range(8)])
+    assert all(numbers == [0, 1, 2, 3] for _, numbers in found)
+    assert min(took for took, _ in found) > 0.9 * idle_ms / 1000
+    # Two sweeps are 640 to 800 ms apart.
+    assert max(took for took, _ in found) < idle_ms / 1000 + 0.4
+
+
 async def test_a_takeover_is_counted_when_it_is_handled(stream: Stream, server: TestServer) -> None:
     """Entries handed from one consumer to the next, without a try, keep their delivery count."""
     await send(stream, make_events(2), "plain")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable, Sequence
@@ -503,18 +504,20 @@ class Lane:
             try:
                 await self._renew(older_than=period / 2)
                 await self._sweep()
+                dies = time.monotonic() + await self._next_death()
                 if time.monotonic() >= forget_due:
                     await self._forget_the_dead()
                     forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
                 attempt = 0
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
+                dies = due
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            await asyncio.sleep(due - time.monotonic())
+            await asyncio.sleep(min(due, dies) - time.monotonic())
 
     async def _renew(self, *, older_than: float) -> None:
         limit = time.monotonic() - older_than
@@ -536,6 +539,26 @@ class Lane:
                     cursor = await self._claim(shard, cursor, count)
                 if cursor == b"0-0":
                     break
+
+    async def _next_death(self) -> float:
+        """In how many seconds a member that holds something will have been unseen for too long.
+
+        Between two sweeps a third of that time passes. Waiting for the next one, the dead member's
+        entries would lie for up to so much longer.
+        """
+        member, name = self.member, self.member.name.encode()
+        replies = await self._ask(
+            [pack("XINFO", "CONSUMERS", key, member.group) for key in self.keys]
+        )
+        left_ms = [
+            member.idle_ms_min - found[b"idle"]
+            for consumers in replies
+            for found in consumers
+            if found[b"pending"] and found[b"name"] != name
+        ]
+        # What is due by now has just been swept, if there was room.
+        waits = [ms for ms in left_ms if ms > 0]
+        return (min(waits) + random.uniform(1, 50)) / 1000 if waits else math.inf
 
     async def _claim(self, shard: int, cursor: bytes, count: int) -> bytes:
         """One page of a sweep; returns where the next one begins."""
