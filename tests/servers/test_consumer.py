@@ -296,6 +296,82 @@ async def test_a_lost_reply_is_read_again(server: TestServer, stream_name: str) 
         assert proxy.done["lost reply"] >= 4
 
 
+class AckCutter(Proxy):
+    """Cuts the connection in the middle of the first requests that acknowledge."""
+
+    def _choose(self, request: bytes) -> str:
+        if self.done["half a request"] == 3 or b"XACK" not in request:
+            return ""
+        self.done["half a request"] += 1
+        return "half a request"
+
+
+async def test_an_acknowledgement_that_is_cut_off_is_sent_again(
+    server: TestServer, stream_name: str
+) -> None:
+    """Acknowledgements that did not arrive are sent until they have; nothing is delivered anew."""
+    async with (
+        AckCutter(server.port) as proxy,
+        Stream(stream_name, proxy.url) as stream,
+        consuming(stream) as taken,
+    ):
+        await send(stream, make_events(5), "plain")
+        await eventually(lambda: len(taken.ids) == 5)
+        taken.ack_all()
+        await eventually(lambda: taken.consumer.stats.acknowledged == 5)
+        assert proxy.done["half a request"] == 3
+        assert await pending(stream) == []
+        assert taken.numbers == list(range(5))
+
+
+async def test_an_acknowledgement_that_is_refused_for_now_is_sent_again(
+    own_server: OwnServer,
+) -> None:
+    """A server that takes no writes for a while refuses acknowledgements: they are kept."""
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream, consuming(stream) as taken:
+        await send(stream, make_events(5), "plain")
+        await eventually(lambda: len(taken.ids) == 5)
+        # Of a primary that is not there: it keeps its data and answers READONLY.
+        server.cli("REPLICAOF", "127.0.0.1", 1)
+        failed = _rejected(server)
+        taken.ack_all()
+        await eventually(lambda: _rejected(server) > failed + 1)
+        assert taken.consumer.stats.acknowledged == 0
+        server.cli("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: taken.consumer.stats.acknowledged == 5)
+        assert await pending(stream) == []
+        assert taken.numbers == list(range(5))
+
+
+def _rejected(server: TestServer) -> int:
+    """How many acknowledgements a server has refused."""
+    found = server.info("commandstats").get("cmdstat_xack", "")
+    return int(found.partition("rejected_calls=")[2].partition(",")[0] or 0)
+
+
+async def test_a_blocked_read_holds_up_nothing(server: TestServer, stream_name: str) -> None:
+    """Each reader waits over a connection of its own: commands of the same process, and other
+    consumers over the same Stream, do not wait with it."""
+    async with (
+        Stream(stream_name, server.url) as stream,
+        consuming(stream, "one") as one,
+        consuming(stream, "two") as two,
+    ):
+
+        def blocked() -> int:
+            return server.cli("CLIENT", "LIST").count(" cmd=xreadgroup ")
+
+        await eventually(lambda: blocked() == 2)
+        began = asyncio.get_running_loop().time()
+        for n in range(20):
+            await stream.server.call("XLEN", stream.name, key=stream.name)
+            await send(stream, make_events(1, first=n), "plain")
+            await eventually(lambda n=n: len(one.ids) + len(two.ids) == n + 1)
+        # One read that waits is two seconds.
+        assert asyncio.get_running_loop().time() - began < 2
+
+
 # --- groups --------------------------------------------------------------------------------------
 
 
