@@ -52,7 +52,9 @@ class Site:
                 self.ended.append(self.alive.pop(name))
         while len(self.alive) < PROCESSES:
             name = f"w{next(self._numbers)}"
-            options = (f"name={name}", f"idle_ms_min={IDLE_MS}", "concurrency=10")
+            # Killed this often, an event that kills nobody would be taken for deadly.
+            limits = ("concurrency=10", "deliveries_max=1000")
+            options = (f"name={name}", f"idle_ms_min={IDLE_MS}", *limits)
             self.alive[name] = Process(self.server.url, self.stream.name, "slower", *options)
 
     async def send(self) -> None:
