@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from standpipe.server.embedded import tied_command
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,7 +19,14 @@ class Process:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker_process", *arguments],
+            # They end with the tests, however those end.
+            tied_command(
+                sys.executable,
+                "-m",
+                "tests.faults.worker_process",
+                *arguments,
+                number=signal.SIGKILL,
+            ),
             cwd=ROOT,
             env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,

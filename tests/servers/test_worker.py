@@ -595,6 +595,16 @@ async def test_what_a_drain_leaves_goes_to_another_at_once(stream: Stream) -> No
     assert await settled(stream)
 
 
+async def test_a_worker_runs_once(stream: Stream) -> None:
+    """What has run does not silently do nothing when it is run again."""
+    worker = Worker(stream, "g")
+    worker.each(lambda event: None)
+    worker.stop()
+    await worker.run()
+    with pytest.raises(ConfigError, match="has run already"):
+        await worker.run()
+
+
 async def test_nothing_is_left_running(stream: Stream) -> None:
     """After run() no task of the worker is left, and no thread but the pool's."""
     before = asyncio.all_tasks()

@@ -87,6 +87,26 @@ async def test_what_has_only_begun_is_not_acknowledged(
     gc.collect()  # A coroutine that is forgotten would warn now.
 
 
+async def test_a_handler_that_has_only_begun_in_a_slice(
+    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If one event of many in a thread shows that the handler is none, those before it are
+    acknowledged, those behind it are given back at once, and the worker leaves."""
+    worker = Worker(stream, "g", concurrency=1, idle_ms_min=60_000)
+
+    @worker.each
+    def handle(event: Event) -> Any:
+        return _generator(event) if event.fields["n"] >= 100 else None  # type: ignore[operator]
+
+    await send(stream, make_events(200), "plain")
+    with pytest.raises(HandlerError, match="handled nothing yet"):
+        await asyncio.wait_for(worker.run(), 10)
+    rows = server.command("XPENDING", stream.name, "g", "-", "+", 1_000)
+    assert len(rows) == 100
+    assert all(idle >= 60_000 for _, _, idle, _ in rows)
+    assert "could not be left" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["partial", "callable", "method", "wrapped", "built-in"])
 async def test_what_may_be_a_handler(stream: Stream, kind: str) -> None:
     """Partials, objects, methods, decorated functions and functions written in C are handlers."""

@@ -503,8 +503,7 @@ class Lane:
             due = time.monotonic() + period * random.uniform(0.8, 1.0)
             try:
                 await self._renew(older_than=period / 2)
-                await self._sweep()
-                dies = time.monotonic() + await self._next_death()
+                dies = time.monotonic() + await self._sweep()
                 if time.monotonic() >= forget_due:
                     await self._forget_the_dead()
                     forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
@@ -526,51 +525,52 @@ class Lane:
             if old:
                 await self.hold(shard, sorted(old, key=_entry_order))
 
-    async def _sweep(self) -> None:
+    async def _sweep(self) -> float:
         """Take over what has been idle for too long, to the end of each shard's pending list.
 
-        Ends early where there is no room: what is held has to be renewed in time.
+        Ends early where there is no room: what is held has to be renewed in time. Returns in how
+        many seconds there will be more to take over, as far as can be told.
         """
+        dies = math.inf
         for shard in self.shards:
             cursor = b"0-0"
             while room := self.intake.room_for_takeover():
                 count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
                 async with self._pending:
-                    cursor = await self._claim(shard, cursor, count)
+                    cursor, wait = await self._claim(shard, cursor, count)
+                dies = min(dies, wait)
                 if cursor == b"0-0":
                     break
+        return dies
 
-    async def _next_death(self) -> float:
+    def _next_death(self, consumers: list[Any]) -> float:
         """In how many seconds a member that holds something will have been unseen for too long.
 
         Between two sweeps a third of that time passes. Waiting for the next one, the dead member's
         entries would lie for up to so much longer.
         """
-        member, name = self.member, self.member.name.encode()
-        replies = await self._ask(
-            [pack("XINFO", "CONSUMERS", key, member.group) for key in self.keys]
-        )
+        name = self.member.name.encode()
         left_ms = [
-            member.idle_ms_min - found[b"idle"]
-            for consumers in replies
+            self.member.idle_ms_min - found[b"idle"]
             for found in consumers
             if found[b"pending"] and found[b"name"] != name
         ]
-        # What is due by now has just been swept, if there was room.
+        # What is due by now is being swept.
         waits = [ms for ms in left_ms if ms > 0]
         return (min(waits) + random.uniform(1, 50)) / 1000 if waits else math.inf
 
-    async def _claim(self, shard: int, cursor: bytes, count: int) -> bytes:
-        """One page of a sweep; returns where the next one begins."""
+    async def _claim(self, shard: int, cursor: bytes, count: int) -> tuple[bytes, float]:
+        """One page of a sweep; returns where the next one begins, and when the next member dies."""
         member, key = self.member, self.stream.keys[shard]
         # JUSTID, so that it is no delivery yet: a worker that dies before it comes to these entries
         # says nothing against them.
-        (reply,) = await self._ask(
+        reply, consumers = await self._ask(
             [
                 pack(
                     "XAUTOCLAIM", key, member.group, member.name,
                     member.idle_ms_min, cursor, "COUNT", count, "JUSTID",
-                )
+                ),
+                pack("XINFO", "CONSUMERS", key, member.group),
             ]
         )  # fmt: skip
         # Since Redis 7 the entries that were deleted are named apart, and are off the list already.
@@ -583,7 +583,7 @@ class Lane:
             self.intake.stats.taken_over += len(new)
             log.info("took over %d entries of %s", len(new), key)
             await self._take_pending(shard, new)
-        return following
+        return following, self._next_death(consumers)
 
     async def _forget_the_dead(self) -> None:
         """Remove members that were killed long ago; not those that still have something pending."""

@@ -183,7 +183,8 @@ class Worker:
 
         Raises:
             HandlerError: there is no handler, or it returns something that has to be awaited.
-            ServerError, ConfigError: at the start, or later if no retry can mend it.
+            ConfigError: it has run already; or of the stream, as ServerError.
+            ServerError: at the start, or later if no retry can mend it.
 
         Cost: one read of all shards with the waiting acknowledgements per round trip.
         """
@@ -191,6 +192,8 @@ class Worker:
             raise HandlerError(
                 "the worker has no handler", hint="Decorate a function with @worker.each first."
             )
+        if self._threads is not None:
+            raise ConfigError("the worker has run already", hint="Make a new Worker for each run.")
         opened_here = not self.stream.is_open
         await self.stream.open()
         count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
@@ -225,8 +228,7 @@ class Worker:
                           len(deaf), _name_of(self._handler))  # fmt: skip
         try:
             async with asyncio.timeout(LEAVE_MS_MAX / 1000):
-                for piece in list(self._slices):
-                    await self._report(piece)
+                await self._report_all()
                 await self.consumer.leave()
         except TimeoutError:
             log.warning("the group could not be left within %d ms: what is held is taken over when "
@@ -238,6 +240,16 @@ class Worker:
             # A thread cannot be cancelled: one that is still at work is not waited for.
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
+
+    async def _report_all(self) -> None:
+        for piece in list(self._slices):
+            while True:
+                try:
+                    await self._report(piece)
+                    break
+                except HandlerError as error:
+                    # The first of them has ended run(); these events stay pending as well.
+                    log.error("%s", error)
 
     def _begin_nothing(self) -> None:
         """Let no handler begin any more."""
