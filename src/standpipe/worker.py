@@ -358,7 +358,7 @@ class Worker:
             return
         # After a takeover the entries' counts differ, so each goes by itself.
         for entry, open_entry in zip(batch.entries, opened, strict=True):
-            alone = Batch([entry], stream=batch.stream, shard=shard)
+            alone = Batch([entry], stream=batch.stream, shard=batch.shard)
             before = open_entry.deliveries = counts.get(open_entry.id, 0)
             if on_takeover(before + 1, self._deliveries_max) == "retry" or _decode_error(entry):
                 await self._queue(alone, [open_entry], before + 1)
@@ -486,7 +486,7 @@ class Worker:
             return (call.argument,)
         context = Context(
             self.stream.name,
-            call.opened[0].shard,
+            int(call.opened[0].shard),
             self.consumer.group,
             call.first,
             call.deliveries,

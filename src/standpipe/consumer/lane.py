@@ -270,7 +270,7 @@ class Lane:
                 # A group that was created again gives out once more what is being handled.
                 continue
             try:
-                entry = decode_entry(entry_id, fields, self._layout)
+                entry = self._decode(entry_id, fields)
             except DecodeError as error:
                 undecodable.append(Undecodable(entry_id, fields, error))
                 held[entry_id] = (1, now)
@@ -281,8 +281,11 @@ class Lane:
         if entries or undecodable:
             largest = max((entry.count for entry in entries), default=1)
             self._entry_events = max(1, largest, self._entry_events // 2)
-            batch = Batch(entries, stream=self.stream.name, shard=shard)
+            batch = Batch(entries, stream=self.stream.name, shard=int(shard))
             self.intake.put(Delivery(shard, batch, ids, counts, undecodable))
+
+    def _decode(self, entry_id: bytes, fields: list[bytes]) -> Entry:
+        return decode_entry(entry_id, fields, self._layout)
 
     # --- acknowledging ---------------------------------------------------------------------------
 
