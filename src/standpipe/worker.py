@@ -22,7 +22,13 @@ import msgspec
 
 from standpipe.clock import now_ms, parse_duration
 from standpipe.consumer import Consumer, Delivery, cancel_tasks
-from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
+from standpipe.errors import (
+    ConfigError,
+    DecodeError,
+    EventTypeError,
+    HandlerError,
+    StandpipeError,
+)
 from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
     CONCURRENCY,
@@ -37,6 +43,7 @@ from standpipe.limits import (
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
+from standpipe.typed import converter
 
 log: Final = logging.getLogger("standpipe.worker")
 
@@ -207,6 +214,8 @@ class Worker:
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
         self._handler: Callable[..., Any] | None = None
+        self._convert: Callable[[Any], Any] | None = None
+        """Makes the handler's argument what its annotation says; None: it is that already."""
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
@@ -226,17 +235,20 @@ class Worker:
     def each(self, handler: H) -> H:
         """Use a function for every single event: ``handler(event)`` or ``handler(event, context)``.
 
-        An async one runs concurrently with others; a plain one runs in a thread.
+        An async one runs concurrently with others; a plain one runs in a thread. Annotated with a
+        msgspec Struct, a dataclass or a TypedDict, it gets its event as one; an event that is none
+        is a dead letter at once.
 
         Raises:
-            HandlerError: it cannot be called with one or two arguments, it is a generator, or the
-                worker has a handler already.
+            HandlerError: it cannot be called with one or two arguments, it is a generator, its
+                annotation is none that an event can be, or the worker has a handler already.
         """
         return self._set_handler(handler, is_batch=False)
 
     def batch(self, handler: H) -> H:
         """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
 
+        Annotated with a list of a type, it gets a list, without the events that are none.
         If it fails, it is called again for the batch, and at the last try for ever smaller parts,
         so that only the events that fail by themselves become dead letters.
 
@@ -249,6 +261,7 @@ class Worker:
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
         self._wants_context = _takes_context(handler)
+        self._convert = converter(handler, is_batch=is_batch)
         self._handler = handler
         self._is_batch = is_batch
         self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
@@ -482,8 +495,9 @@ class Worker:
                 await self._came_of(call, error)
 
     def _arguments(self, call: _Call) -> tuple[Any, ...]:
+        argument = call.argument if self._convert is None else self._convert(call.argument)
         if not self._wants_context:
-            return (call.argument,)
+            return (argument,)
         context = Context(
             self.stream.name,
             int(call.opened[0].shard),
@@ -491,7 +505,7 @@ class Worker:
             call.first,
             call.deliveries,
         )
-        return call.argument, context
+        return argument, context
 
     async def _call(self, call: _Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
@@ -512,13 +526,12 @@ class Worker:
         """Call a plain handler for each in turn; returns what it raised."""
         handler = self._handler
         assert handler is not None
-        given = [self._arguments(call) for call in calls]
 
         def run() -> list[BaseException | None]:
             outcomes: list[BaseException | None] = []
-            for arguments in given:
+            for call in calls:
                 try:
-                    result = handler(*arguments)
+                    result = handler(*self._arguments(call))
                 except Exception as error:
                     outcomes.append(error)
                 else:
@@ -527,7 +540,7 @@ class Worker:
 
         began = time.perf_counter()
         outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, run)
-        took_s = (time.perf_counter() - began) / len(given)
+        took_s = (time.perf_counter() - began) / len(calls)
         self._call_s += (took_s - self._call_s) / 4
         return outcomes
 
@@ -560,6 +573,9 @@ class Worker:
             raise error
         if isinstance(error, Reject):
             await self._give_up(call, error.reason, None)
+            return
+        if isinstance(error, EventTypeError):
+            await self._give_up_invalid(call, error)
             return
         if isinstance(error, DecodeError) and isinstance(call.argument, Batch):
             entries = call.argument.entries
@@ -610,6 +626,29 @@ class Worker:
             opened = [call.opened[index] for index in indexes]
             half = _Call(part, opened, part.entries[0].id, call.deliveries)
             await self._try([half])
+
+    async def _give_up_invalid(self, call: _Call, error: EventTypeError) -> None:
+        """Bury the events that are not of the handler's type, and call it for the others."""
+        batch = call.argument
+        if isinstance(batch, Event):
+            ((_, reason),) = error.invalid
+            await self._bury(batch, call.opened, call.first, call.deliveries, reason, None)
+            return
+        entries: list[Entry] = []
+        opened: list[_Open] = []
+        start = 0
+        for place, reason in (*error.invalid, (len(batch), "")):
+            valid, indexes = batch.part(start, place)
+            entries += valid.entries
+            opened += [call.opened[index] for index in indexes]
+            start = place + 1
+            if reason:
+                bad, indexes = batch.part(place, start)
+                owner, first = call.opened[indexes[0]], bad.entries[0].id
+                await self._bury(bad, [owner], first, call.deliveries, reason, None)
+        if entries:
+            rest = Batch(entries, stream=batch.stream, shard=batch.shard)
+            await self._try([_Call(rest, opened, entries[0].id, call.deliveries)])
 
     # --- dead letters ----------------------------------------------------------------------------
 
