@@ -266,6 +266,10 @@ TURN_MS_MAX: Final = 10
 TRACE_CHARS_MAX: Final = 4_000
 """The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
 
+REQUEUED_LOOK_MS: Final = 1_000
+"""A member of a group looks this often whether dead letters were requeued for it: one EXISTS per
+shard. They have waited for a person already, so one more second counts for little."""
+
 LEAVE_TRIES_MAX: Final = 5
 """How often a consumer that leaves tries to tell the server: for about half a second."""
 
@@ -283,6 +287,20 @@ PROCESSES_MAX: Final = 256
 WRONG_USAGE_MS_MAX: Final = 30_000
 """A worker process that says within this time of its first start that its settings are wrong is
 not started again: it would say so for ever. Long enough for slow imports."""
+
+# --- dead letters --------------------------------------------------------------------------------
+
+DEAD_PAGE_LETTERS: Final = 128
+"""Dead letters read together, over all shards: with an event and a traceback a letter has up to
+some 70 KB, so a page takes 9 MB at most."""
+
+DEAD_IDS_MAX: Final = 128
+"""Dead letters that one call of a script requeues: about a millisecond during which the server does
+nothing else."""
+
+REQUEUES_MAX: Final = 3
+"""How often a letter is requeued unless told otherwise, so that a program that requeues everything
+again and again ends."""
 
 # --- embedded server -----------------------------------------------------------------------------
 

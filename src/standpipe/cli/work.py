@@ -95,6 +95,7 @@ def work(
         return
     from standpipe.errors import StandpipeError
     from standpipe.stream import Stream
+    from standpipe.typed import takes_batch
     from standpipe.worker import Worker
 
     function = load_handler(handler)
@@ -182,19 +183,3 @@ def load_handler(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise HandlerError(f"handler {path!r} is not callable but {found!r}")
     return found
-
-
-def takes_batch(function: Callable[..., Any]) -> bool:
-    """Whether the first argument of a handler is annotated as a Batch."""
-    import inspect
-
-    from standpipe.event import Batch
-
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return False
-    if not parameters:
-        return False
-    annotation = parameters[0].annotation
-    return annotation is Batch or str(annotation).rpartition(".")[2] == "Batch"

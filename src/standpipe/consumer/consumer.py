@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.requeued import RequeuedLane, RequeuedShard
 from standpipe.errors import ConfigError, StandpipeError
 from standpipe.limits import (
     IDLE_MS_MIN,
@@ -80,6 +81,8 @@ class Consumer:
         self._member = Member(stream, group, self.name, start, idle_ms_min)
         self._intake = Intake(in_flight_events_max, in_flight_bytes_max)
         self._lanes: list[Lane] = []
+        self._requeued: list[RequeuedLane] = []
+        """Beside each lane: what was requeued for this group on its shards."""
         self._loops: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
 
@@ -107,7 +110,8 @@ class Consumer:
         except BaseException:
             await self.close()
             raise
-        for lane in self._lanes:
+        self._requeued = list(map(RequeuedLane, self._lanes))
+        for lane in (*self._lanes, *self._requeued):
             self._readers.append(self._loop(lane.read_loop(), "standpipe-reader"))
             self._loops.append(self._loop(lane.flush_loop(), "standpipe-flusher"))
             self._loops.append(self._loop(lane.keep_loop(), "standpipe-keeper"))
@@ -146,7 +150,7 @@ class Consumer:
         await self.stop_reading()
         # The keeper would renew what is given back.
         await cancel_tasks(self._loops)
-        for lane in self._lanes:
+        for lane in (*self._requeued, *self._lanes):
             await self._leave(lane)
 
     async def _leave(self, lane: Lane) -> None:
@@ -167,6 +171,7 @@ class Consumer:
         for lane in self._lanes:
             await lane.close()
         self._lanes = []
+        self._requeued = []
 
     # --- settling --------------------------------------------------------------------------------
 
@@ -227,7 +232,8 @@ class Consumer:
         await self._lane(shard).hold(shard, ids, deliveries)
 
     def _lane(self, shard: int) -> Lane:
-        return self._lanes[shard if len(self._lanes) > 1 else 0]
+        lanes = self._requeued if isinstance(shard, RequeuedShard) else self._lanes
+        return lanes[shard if len(lanes) > 1 else 0]
 
 
 async def cancel_tasks(tasks: list[asyncio.Task[Any]]) -> None:

@@ -328,7 +328,7 @@ class Lane:
                 continue
             sizes.append(size := sum(map(len, fields)))
             try:
-                entry = decode_entry(entry_id, fields, self._layout)
+                entry = self._decode(entry_id, fields)
             except DecodeError as error:
                 undecodable.append(Undecodable(entry_id, fields, error))
                 held[entry_id] = (1, size, now)
@@ -340,8 +340,11 @@ class Lane:
             largest = max((entry.count for entry in entries), default=1)
             self._entry_events = max(1, largest, self._entry_events // 2)
             self._entry_bytes = max(1, *sizes, self._entry_bytes // 2)
-            batch = Batch(entries, stream=self.stream.name, shard=shard)
+            batch = Batch(entries, stream=self.stream.name, shard=int(shard))
             self.intake.put(Delivery(shard, batch, ids, counts, undecodable), sum(sizes))
+
+    def _decode(self, entry_id: bytes, fields: list[bytes]) -> Entry:
+        return decode_entry(entry_id, fields, self._layout)
 
     # --- acknowledging ---------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Final
 
 from standpipe.worker.call import Call
 
@@ -23,9 +23,7 @@ class Slice:
     one call that hangs neither hides what was done before it nor holds up what comes after.
     """
 
-    def __init__(
-        self, calls: Iterable[tuple[Call, tuple[Any, ...]]], handle: Callable[..., Outcome]
-    ) -> None:
+    def __init__(self, calls: Iterable[Call], handle: Callable[[Call], Outcome]) -> None:
         self._handle = handle
         # Taking one out is atomic, so that a call is either the thread's or the loop's.
         self._waiting: Final = deque(calls)
@@ -40,10 +38,10 @@ class Slice:
         self._began = time.perf_counter()
         while True:
             try:
-                self.current, arguments = self._waiting.popleft()
+                self.current = self._waiting.popleft()
             except IndexError:
                 return
-            self._outcomes.append((self.current, self._handle(*arguments)))
+            self._outcomes.append((self.current, self._handle(self.current)))
             self._done += 1
             self.current = None
 
@@ -56,7 +54,7 @@ class Slice:
         taken: list[Call] = []
         while True:
             try:
-                taken.append(self._waiting.popleft()[0])
+                taken.append(self._waiting.popleft())
             except IndexError:
                 return taken
 

@@ -21,7 +21,13 @@ import msgspec
 
 from standpipe.clock import now_ms
 from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
-from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
+from standpipe.errors import (
+    ConfigError,
+    DecodeError,
+    EventTypeError,
+    HandlerError,
+    StandpipeError,
+)
 from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
     CONCURRENCY,
@@ -39,6 +45,7 @@ from standpipe.limits import (
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
+from standpipe.typed import converter
 from standpipe.worker.call import Call, Calls, Open
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
 from standpipe.worker.threads import Slice, Threads
@@ -115,6 +122,8 @@ class Worker:
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
         self._handler: Callable[..., Any] | None = None
+        self._convert: Callable[[Any], Any] | None = None
+        """Makes the handler's argument what its annotation says; None: it is that already."""
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
@@ -138,17 +147,20 @@ class Worker:
     def each(self, handler: H) -> H:
         """Use a function for every single event: ``handler(event)`` or ``handler(event, context)``.
 
-        An async one runs concurrently with others; a plain one runs in a thread.
+        An async one runs concurrently with others; a plain one runs in a thread. Annotated with a
+        msgspec Struct, a dataclass or a TypedDict, it gets its event as one; an event that is none
+        is a dead letter at once.
 
         Raises:
-            HandlerError: it cannot be called with one or two arguments, it is a generator, or the
-                worker has a handler already.
+            HandlerError: it cannot be called with one or two arguments, it is a generator, its
+                annotation is none that an event can be, or the worker has a handler already.
         """
         return self._set_handler(handler, is_batch=False)
 
     def batch(self, handler: H) -> H:
         """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
 
+        Annotated with a list of a type, it gets a list, without the events that are none.
         If it fails, it is called again for the batch, and at the last try for ever smaller parts,
         so that only the events that fail by themselves become dead letters.
 
@@ -161,6 +173,7 @@ class Worker:
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
         self._wants_context = _takes_context(handler)
+        self._convert = converter(handler, is_batch=is_batch)
         self._handler = handler
         self._is_batch = is_batch
         self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
@@ -318,7 +331,7 @@ class Worker:
             return
         # After a takeover the entries' counts differ, so each goes by itself.
         for entry, open_entry in zip(batch.entries, opened, strict=True):
-            alone = Batch([entry], stream=batch.stream, shard=shard)
+            alone = Batch([entry], stream=batch.stream, shard=batch.shard)
             before = open_entry.deliveries = counts.get(open_entry.id, 0)
             if on_takeover(before + 1, self._deliveries_max) == "retry" or _decode_error(entry):
                 await self._queue(alone, [open_entry], before + 1)
@@ -441,16 +454,17 @@ class Worker:
             await self._call_in_thread(calls)
 
     def _arguments(self, call: Call) -> tuple[Any, ...]:
+        argument = call.argument if self._convert is None else self._convert(call.argument)
         if not self._wants_context:
-            return (call.argument,)
+            return (argument,)
         context = Context(
             self.stream.name,
-            call.opened[0].shard,
+            int(call.opened[0].shard),
             self.consumer.group,
             call.first,
             call.deliveries,
         )
-        return call.argument, context
+        return argument, context
 
     async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
@@ -475,14 +489,14 @@ class Worker:
         handler, threads = self._handler, self._threads
         assert handler is not None and threads is not None
 
-        def handle(*arguments: Any) -> BaseException | None:
+        def handle(call: Call) -> BaseException | None:
             try:
-                result = handler(*arguments)
+                result = handler(*self._arguments(call))
             except Exception as error:
                 return error
             return None if result is None else _unfinished(handler, result)
 
-        piece = Slice([(call, self._arguments(call)) for call in calls], handle)
+        piece = Slice(calls, handle)
         # Where this is cut off it stays there: what its thread has done by then is to be reported.
         self._slices.add(piece)
         ended = threads.run(piece.run)
@@ -529,6 +543,9 @@ class Worker:
             raise error
         if isinstance(error, Reject):
             await self._give_up(call, error.reason, None)
+            return
+        if isinstance(error, EventTypeError):
+            await self._give_up_invalid(call, error)
             return
         if isinstance(error, DecodeError) and isinstance(call.argument, Batch):
             entries = call.argument.entries
@@ -579,6 +596,29 @@ class Worker:
             opened = [call.opened[index] for index in indexes]
             half = Call(part, opened, part.entries[0].id, call.deliveries)
             await self._try([half])
+
+    async def _give_up_invalid(self, call: Call, error: EventTypeError) -> None:
+        """Bury the events that are not of the handler's type, and call it for the others."""
+        batch = call.argument
+        if isinstance(batch, Event):
+            ((_, reason),) = error.invalid
+            await self._bury(batch, call.opened, call.first, call.deliveries, reason, None)
+            return
+        entries: list[Entry] = []
+        opened: list[Open] = []
+        start = 0
+        for place, reason in (*error.invalid, (len(batch), "")):
+            valid, indexes = batch.part(start, place)
+            entries += valid.entries
+            opened += [call.opened[index] for index in indexes]
+            start = place + 1
+            if reason:
+                bad, indexes = batch.part(place, start)
+                owner, first = call.opened[indexes[0]], bad.entries[0].id
+                await self._bury(bad, [owner], first, call.deliveries, reason, None)
+        if entries:
+            rest = Batch(entries, stream=batch.stream, shard=batch.shard)
+            await self._try([Call(rest, opened, entries[0].id, call.deliveries)])
 
     # --- dead letters ----------------------------------------------------------------------------
 
