@@ -61,6 +61,11 @@ def _tree(kind: type[errors.StandpipeError], depth: int = 0) -> list[str]:
 def commands_page() -> str:
     """The help of every command."""
     names = [command.name for command in app.registered_commands if command.name]
+    for group in app.registered_groups:
+        names += [
+            group.name,
+            *(f"{group.name} {c.name}" for c in group.typer_instance.registered_commands),
+        ]
     lines = ["# Commands", "", GENERATED, ""]
     lines += ["Exit codes: 0 ok, 1 failed, 2 wrong usage. `--json` prints facts for programs.", ""]
     for name in ("", *names):
@@ -73,7 +78,7 @@ def _help(name: str) -> list[str]:
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     environment.pop("FORCE_COLOR", None)
     done = subprocess.run(
-        [sys.executable, "-m", "standpipe", *([name] if name else []), "--help"],
+        [sys.executable, "-m", "standpipe", *name.split(), "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from standpipe import datasets, errors, sync
+    from standpipe.deadletter import DeadLetters, Selection
     from standpipe.errors import StandpipeError
     from standpipe.event import Batch, Event, EventId
     from standpipe.producer import Producer, Receipt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Context",
+    "DeadLetters",
     "EmbeddedServer",
     "Event",
     "EventId",
@@ -32,6 +34,7 @@ __all__ = [
     "Receipt",
     "Reject",
     "Retry",
+    "Selection",
     "StandpipeError",
     "Stream",
     "Worker",
@@ -44,6 +47,7 @@ __all__ = [
 _HOMES = {
     "Batch": "event",
     "Context": "worker",
+    "DeadLetters": "deadletter",
     "EmbeddedServer": "server.embedded",
     "Event": "event",
     "EventId": "event",
@@ -52,6 +56,7 @@ _HOMES = {
     "Receipt": "producer",
     "Reject": "worker",
     "Retry": "worker",
+    "Selection": "deadletter",
     "StandpipeError": "errors",
     "Stream": "stream",
     "Worker": "worker",

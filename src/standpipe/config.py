@@ -29,6 +29,7 @@ from standpipe.limits import (
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
     IDLE_MS_MIN,
+    IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
     SEND_DEADLINE_MS,
     SERVER_PORT,
@@ -269,6 +270,12 @@ class Settings:
         IN_FLIGHT_EVENTS_MAX,
         "integer",
         "Events that one worker holds without having acknowledged them.",
+    )
+    in_flight_bytes_max: int = _setting(
+        IN_FLIGHT_BYTES_MAX,
+        "size",
+        "Bytes of the entries that one worker holds, likewise; decoded they take several times as "
+        "much memory.",
     )
     idle_ms_min: int = _setting(
         IDLE_MS_MIN,

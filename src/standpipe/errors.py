@@ -12,10 +12,12 @@ StandpipeError
 │   ├── ForkedError             used in a process that was forked from its own
 │   └── MissingExtraError       a feature whose extra is not installed
 ├── DecodeError                 an entry that no codec reads
+├── EventTypeError              an event that is not of the type that the handler takes
 ├── StreamError                 the stream is not what the caller takes it for
 │   ├── StreamNotFoundError     nothing stands at the key
 │   ├── WrongTypeError          the key holds something else than a stream
-│   └── GroupNotFoundError      the group is not there (any more)
+│   ├── GroupNotFoundError      the group is not there (any more)
+│   └── LetterNotFoundError     the dead letter is not there (any more)
 ├── ProducerError               sending, beside what the server says
 │   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
@@ -74,6 +76,7 @@ command line prints both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -202,6 +205,22 @@ class DecodeError(StandpipeError):
     default_hint = "See docs/wire-format.md for the three layouts that are read."
 
 
+class EventTypeError(StandpipeError):
+    """An event is not of the type that the handler's annotation names: it is a dead letter at once.
+
+    Args:
+        invalid: The places of such events in their batch, each with its reason.
+    """
+
+    default_hint = "Requeue it once the type takes it, or mend the producer."
+
+    def __init__(
+        self, message: str, *, invalid: Sequence[tuple[int, str]], hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.invalid = tuple(invalid)
+
+
 class StreamError(StandpipeError):
     """The stream is not what the caller takes it for."""
 
@@ -222,6 +241,12 @@ class GroupNotFoundError(StreamError):
     """The consumer group is not there, or not any more (NOGROUP)."""
 
     default_hint = "A worker creates its group again; XINFO GROUPS <stream> lists those that exist."
+
+
+class LetterNotFoundError(StreamError):
+    """There is no dead letter of this ID: it was requeued or purged, or never there."""
+
+    default_hint = "`standpipe dead list` shows those that there are."
 
 
 # --- sending -------------------------------------------------------------------------------------

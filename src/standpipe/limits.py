@@ -215,6 +215,14 @@ IN_FLIGHT_EVENTS_MAX: Final = 20_000
 """Events that one worker process holds unacknowledged; a pending entry costs the server about
 180 bytes."""
 
+IN_FLIGHT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bytes of entries that one worker process holds unacknowledged, as the server sent them; decoded
+they take several times as much. A producer holds as many."""
+
+BYTES_PER_ENTRY_GUESS: Final = TABLE_BLOCK_BYTES_MAX
+"""As EVENTS_PER_ENTRY_GUESS, in bytes: the first read asks for few entries. What is expected halves
+with each read at most, so that small entries are soon read by the hundred."""
+
 EVENTS_PER_ENTRY_GUESS: Final = BLOCK_EVENTS_MAX
 """What a consumer takes an entry to hold before it has seen one; after that it goes by the last.
 High: a first read that is too small costs a round trip, one that is too large costs memory."""
@@ -235,6 +243,14 @@ RENEWALS_PER_IDLE: Final = 3
 CLAIM_COUNT: Final = 256
 """Entries per XAUTOCLAIM call; the server scans ten times as many for idle ones."""
 
+FORGET_IDLES_MIN: Final = 20
+"""A consumer not seen for this many idle_ms_min (10 minutes) that holds nothing is taken off its
+group: a killed process would leave its name there for ever. Long before, what it held has been
+taken over."""
+
+FORGET_TRIES: Final = 4
+"""How often in that time each living member looks for such names."""
+
 DELIVERIES_MAX: Final = 5
 """Deliveries of an entry before its failing event is dead-lettered."""
 
@@ -251,18 +267,51 @@ SYNC_SLICE_EVENTS_MAX: Final = 256
 50 µs, which would be all of it for a handler that takes one. Short, so that slow handlers still
 spread over the threads."""
 
+SYNC_LOOK_MS: Final = 100
+"""A thread that is at its slice for longer has met a slow event: what is done is reported, and the
+rest goes to other threads. Ten times what a slice should take."""
+
 TURN_MS_MAX: Final = 10
 """How long async handlers that never wait go on before reading and renewing have their turn."""
 
 TRACE_CHARS_MAX: Final = 4_000
 """The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
 
+REQUEUED_LOOK_MS: Final = 1_000
+"""A member of a group looks this often whether dead letters were requeued for it: one EXISTS per
+shard. They have waited for a person already, so one more second counts for little."""
+
 LEAVE_TRIES_MAX: Final = 5
 """How often a consumer that leaves tries to tell the server: for about half a second."""
+
+LEAVE_MS_MAX: Final = 5_000
+"""How long a worker that ends, for whatever reason, takes to cancel its handlers, and again to send
+its last acknowledgements and give back the rest, so that a server that hangs does not keep it."""
 
 DRAIN_MS_MAX: Final = 10_000
 """How long a stopping worker waits for the handlers in progress before it leaves their entries
 pending for others."""
+
+PROCESSES_MAX: Final = 256
+"""Worker processes of one command: each has a Python of some 50 MB and two connections."""
+
+WRONG_USAGE_MS_MAX: Final = 30_000
+"""A worker process that says within this time of its first start that its settings are wrong is
+not started again: it would say so for ever. Long enough for slow imports."""
+
+# --- dead letters --------------------------------------------------------------------------------
+
+DEAD_PAGE_LETTERS: Final = 128
+"""Dead letters read together, over all shards: with an event and a traceback a letter has up to
+some 70 KB, so a page takes 9 MB at most."""
+
+DEAD_IDS_MAX: Final = 128
+"""Dead letters that one call of a script requeues: about a millisecond during which the server does
+nothing else."""
+
+REQUEUES_MAX: Final = 3
+"""How often a letter is requeued unless told otherwise, so that a program that requeues everything
+again and again ends."""
 
 # --- embedded server -----------------------------------------------------------------------------
 

@@ -178,12 +178,14 @@ class Reader:
         shards = list(last)
         clustered = self.stream.server.is_cluster
         groups = [[shard] for shard in shards] if clustered else [shards]
-        arrived: asyncio.Queue[Batch | StandpipeError] = asyncio.Queue(maxsize=16)
-        loops = [asyncio.create_task(self._follow_loop(group, last, arrived)) for group in groups]
+        arrived: asyncio.Queue[Batch | Exception] = asyncio.Queue(maxsize=16)
+        loops = [
+            asyncio.create_task(self._keep_following(group, last, arrived)) for group in groups
+        ]
         try:
             while True:
                 found = await arrived.get()
-                if isinstance(found, StandpipeError):
+                if isinstance(found, Exception):
                     raise found
                 yield found
         finally:
@@ -191,11 +193,17 @@ class Reader:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
 
+    async def _keep_following(
+        self, shards: list[int], last: dict[int, bytes], arrived: asyncio.Queue[Batch | Exception]
+    ) -> None:
+        try:
+            await self._follow_loop(shards, last, arrived)
+        except Exception as error:
+            # Whatever it is: without this loop the reader would wait in silence for ever.
+            await arrived.put(error)
+
     async def _follow_loop(
-        self,
-        shards: list[int],
-        last: dict[int, bytes],
-        arrived: asyncio.Queue[Batch | StandpipeError],
+        self, shards: list[int], last: dict[int, bytes], arrived: asyncio.Queue[Batch | Exception]
     ) -> None:
         keys = [self.stream.keys[shard] for shard in shards]
         link: Link | None = None
@@ -220,11 +228,7 @@ class Reader:
                     if link is not None:
                         # The shard may be on another node by now: ask anew for the one that has it.
                         await link.close()
-                    try:
-                        await self._pause(error, attempt, deadline)
-                    except StandpipeError as final:
-                        await arrived.put(final)
-                        return
+                    await self._pause(error, attempt, deadline)
                     continue
                 attempt = 0
                 deadline = time.monotonic() + SEND_DEADLINE_MS / 1000

@@ -158,6 +158,10 @@ class Stream:
         """The key of the number of entries that a ring has trimmed from a shard."""
         return side_key(self.keys[shard], "trimmed")
 
+    def requeued_key(self, shard: int, group: str) -> str:
+        """The key of the dead letters of a shard that were requeued for a group."""
+        return side_key(self.keys[shard], f"requeued:{group}")
+
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""
         for key in self.keys:

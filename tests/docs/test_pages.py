@@ -12,7 +12,7 @@ import pytest
 
 from standpipe import config, errors
 from standpipe.cli import app
-from standpipe.keyspace import definition_key, shard_keys
+from standpipe.keyspace import definition_key, shard_keys, side_key
 from tests.servers.fleet import TestServer
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_exist(page: Path) -> None:
     """`standpipe something` in the documentation is a command that there is."""
-    known = {command.name for command in app.registered_commands}
+    known = {found.name for found in (*app.registered_commands, *app.registered_groups)}
     # Inside code alone: prose says "standpipe" of the thing. Commands to come are marked so.
     code = re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), flags=re.DOTALL)
     used = {
@@ -112,8 +112,10 @@ def _start_example(
 @pytest.fixture
 def fresh(server: TestServer) -> TestServer:
     """A server without the streams that the examples use."""
-    for name in ("power_grid_stream", "pump_stream", "sound_stream", "broken_stream"):
+    names = ("power_grid_stream", "pump_stream", "sound_stream", "broken_stream", "inverter_stream")
+    for name in names:
         server.command("UNLINK", *shard_keys(name, 1), *shard_keys(name, 4), definition_key(name))
+        server.command("UNLINK", side_key(name, "dead"))
     return server
 
 
@@ -159,6 +161,15 @@ def test_the_ledger_example_runs(fresh: TestServer, tmp_path: Path) -> None:
 
     (shown,) = re.findall(r"```\n([^`]*1 lost, 1 altered, 2 duplicates\n)```", text)
     assert masked(broken.stdout) == masked(shown)
+
+
+def test_the_typed_example_runs(fresh: TestServer) -> None:
+    """examples/typed.py handles two readings and shows the third as a dead letter."""
+    assert _run_example("typed.py", fresh).splitlines() == [
+        "inverter-1: 276.6 W",
+        "inverter-3: 0.0 W",
+        "inverter-2: $.volts: Expected float, got str",
+    ]
 
 
 def test_the_readme_program_runs(fresh: TestServer, tmp_path: Path) -> None:

@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from standpipe import Context, Event, Stream, Worker
 from tests.conditions import eventually
+from tests.faults.processes import Process
 from tests.servers.entries import make_events
 from tests.servers.fleet import TestServer
 from tests.servers.working import letters, pending, running, send, settled
 
 pytestmark = [pytest.mark.servers, pytest.mark.faults]
-ROOT = Path(__file__).parents[2]
 IDLE_MS = 300
-
-
-class Process:
-    """A worker process and what it has said so far."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker_process", *arguments],
-            cwd=ROOT,
-            env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.said: list[list[str]] = []
-        self._listener = threading.Thread(target=self._listen)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line.split())
-
-    def numbers(self, word: str) -> list[int]:
-        return [int(n) for said, n, *_ in self.said if said == word]
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self) -> None:
-        """SIGKILL, however it is, and read what it had said."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-        self._listener.join()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture

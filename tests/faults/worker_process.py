@@ -1,10 +1,10 @@
 """A worker process for tests that kill, stop or lose one.
 
-Run as ``python -m tests.faults.worker_process URL STREAM MODE [OPTION=NUMBER…]``. Says on standard
+Run as ``python -m tests.faults.worker_process URL STREAM MODE [OPTION=VALUE…]``. Says on standard
 output what its handler does: ``begin <n> <deliveries>``, ``done <n>``. The modes:
 
 * ``hang``: no handler ever returns.
-* ``slow``: each takes 20 ms.
+* ``slow``: each takes 20 ms; ``slower``: 100 ms.
 * ``fail``: each raises.
 * ``poison``: the process ends in the middle of number 5; the others take 20 ms.
 * ``late``: each waits for a line on standard input and then raises; what the worker then counts is
@@ -22,7 +22,8 @@ from tests.conditions import eventually
 
 
 async def work(url: str, name: str, mode: str, *options: str) -> None:
-    given = {key: int(value) for key, _, value in (option.partition("=") for option in options)}
+    pairs = [option.partition("=")[::2] for option in options]
+    given = {key: int(value) if value.isdigit() else value for key, value in pairs}
     async with Stream(name, url) as stream:
         worker = Worker(stream, "g", **given)  # type: ignore[arg-type]
 
@@ -39,7 +40,7 @@ async def work(url: str, name: str, mode: str, *options: str) -> None:
             if mode == "late":
                 await asyncio.to_thread(sys.stdin.readline)
                 raise ValueError("too late")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1 if mode == "slower" else 0.02)
             print("done", n, flush=True)
 
         async def count() -> None:

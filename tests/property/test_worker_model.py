@@ -36,6 +36,10 @@ IDLE_MS = 150
 WORKERS_MAX = 3
 
 
+async def _nothing() -> None:
+    pass
+
+
 class Group(RuleBasedStateMachine):
     """Workers of one group that come, go, die, lose their connection and their entries."""
 
@@ -116,13 +120,17 @@ class Group(RuleBasedStateMachine):
         self.runner.run(asyncio.sleep(ms / 1000))
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), how=st.sampled_from(["stop", "die"]))
+    @rule(data=st.data(), how=st.sampled_from(["stop", "cancel", "die"]))
     def end(self, data: st.DataObject, how: str) -> None:
         worker, task = self.workers.pop(data.draw(st.integers(0, len(self.workers) - 1)))
 
         async def run() -> None:
-            # Cancelled, it does what a process does that is killed: nothing more.
-            worker.stop() if how == "stop" else task.cancel()
+            if how == "die":
+                # As a process that is killed: nothing more reaches the server.
+                worker.consumer.leave = _nothing  # type: ignore[method-assign]
+                task.cancel()
+            else:
+                worker.stop() if how == "stop" else task.cancel()
             await asyncio.wait([task])
 
         self.runner.run(run())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conditions import eventually_sync
-from tests.servers.fleet import TestServer, is_alive
+from tests.servers.fleet import Fleet, TestServer, is_alive
 
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("STANDPIPE_")}
 
@@ -34,6 +34,14 @@ def run(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
+
+
+@pytest.fixture
+def newest(fleet: Fleet) -> Iterator[TestServer]:
+    """One server, where it is not the server that matters."""
+    found = fleet.shared("valkey-9.1")
+    yield found
+    fleet.check(found)
 
 
 @pytest.fixture
@@ -229,6 +237,27 @@ def test_work_runs_a_handler_and_drains(
     assert sorted(key for _, key in _seen(tmp_path)) == sorted(f"m{n}" for n in range(20))
 
 
+def test_a_handler_that_hangs_does_not_keep_the_process(
+    newest: TestServer, stream_name: str, tmp_path: Path, started
+) -> None:
+    """A plain handler that outlasts the drain is named, with its event, and the process ends."""
+    (tmp_path / "app.py").write_text(
+        "import pathlib, time\n"
+        "def gets_stuck(event):\n"
+        "    pathlib.Path('begun').touch()\n"
+        "    time.sleep(600)\n"
+    )
+    entry_id = newest.command("XADD", stream_name, "*", "key", "m", "volts", 230)
+    options = ("-g", "g", "--drain-ms-max", "300ms")
+    worker = started("work", stream_name, "app:gets_stuck", *options, url=newest.url, cwd=tmp_path)
+    eventually_sync((tmp_path / "begun").exists, 20, what="the handler has begun")
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=20)
+    assert worker.returncode == 0, err
+    assert f"handler gets_stuck still runs after 300 ms for {entry_id}/0 of shard 0" in err
+    assert newest.command("XPENDING", stream_name, "g")[0] == 1
+
+
 def test_work_in_processes_outlives_one(
     server: TestServer, stream_name: str, tmp_path: Path, started
 ) -> None:
@@ -257,6 +286,63 @@ def test_work_in_processes_outlives_one(
     parent.communicate(timeout=20)
     assert parent.returncode == 0
     assert not any(map(is_alive, last))
+
+
+@pytest.mark.parametrize("ends", ["os._exit(0)", "sys.exit(0)", "sys.exit(2)", "os._exit(7)"])
+def test_a_process_that_ends_unasked_is_started_again(
+    newest: TestServer, stream_name: str, tmp_path: Path, started, ends: str
+) -> None:
+    """However a worker process ends by itself, it is started again with a pause, and that is said
+    and counted; what ended it, again and again, becomes a dead letter."""
+    (tmp_path / "app.py").write_text(
+        f"import os, sys\ndef store(event):\n    if event.key == 'deadly':\n        {ends}\n"
+        "    with open('seen', 'a') as file:\n        file.write(f'1 {event.key}\\n')\n"
+    )
+    options = ("-g", "g", "-p", "2", "--idle-ms-min", "300ms", "--deliveries-max", "2", "--json")
+    parent = started("work", stream_name, "app:store", *options, url=newest.url, cwd=tmp_path)
+    newest.command("XADD", stream_name, "*", "key", "deadly", "volts", 230)
+    dead = f"{{{stream_name}}}:dead"
+    eventually_sync(lambda: newest.command("XLEN", dead) == 1, 30, what="it is given up")
+    for n in range(20):
+        newest.command("XADD", stream_name, "*", "key", f"m{n}", "volts", 230)
+    wanted = {f"m{n}" for n in range(20)}
+    eventually_sync(lambda: {key for _, key in _seen(tmp_path)} == wanted, 20, what="all handled")
+    parent.send_signal(signal.SIGTERM)
+    out, err = parent.communicate(timeout=20)
+    assert parent.returncode == 0, err
+    (counts,) = [json.loads(line) for line in out.splitlines() if '"restarts"' in line]
+    assert counts["processes"] == 2
+    assert counts["restarts"] == err.count("which nobody asked for; it is started again") >= 2
+    assert ("the handler called sys.exit" in err) == ends.startswith("sys")
+
+
+def test_processes_that_are_wrongly_set_up_are_not_started_again(
+    newest: TestServer, stream_name: str, tmp_path: Path
+) -> None:
+    """If every start would say the same, the command ends with what the first one said."""
+    (tmp_path / "app.py").write_text(HANDLER)
+    options = ("-g", "no name", "-p", "2")
+    done = run("work", stream_name, "app:store", *options, url=newest.url, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "2 of 2 worker processes failed" in done.stderr
+    assert "started again" not in done.stderr
+
+
+def test_processes_by_the_machine(tmp_path: Path) -> None:
+    """``--processes auto`` starts one for each processor that may be used; nonsense is refused."""
+    from standpipe.cli.processes import _quota, process_count
+
+    affinity = len(os.sched_getaffinity(0))
+    assert process_count("auto") == min(affinity, _quota(), 256)
+    quota = tmp_path / "cpu.max"
+    for text, expected in (("150000 100000", 2), ("50000 100000", 1), ("max 100000", 256)):
+        quota.write_text(text)
+        assert _quota(quota) == expected
+    assert _quota(tmp_path / "missing") == 256
+    for wrong in ("0", "257", "many", "-1"):
+        done = run("work", "s", "app:f", "-g", "g", "-p", wrong, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "or auto" in done.stderr
 
 
 def test_workers_end_with_their_parent(

@@ -1,22 +1,20 @@
-"""One member of a group: what it reads, holds, renews, takes over and gives back."""
+"""One member of a group: what it reads, acknowledges and leaves, and what ends it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import redis
 
-from standpipe import Producer, Stream
-from standpipe.consumer import Consumer, Delivery
+from standpipe import Event, Producer, Stream
+from standpipe.consumer.lane import Lane
 from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
 from tests.conditions import eventually
 from tests.faults.proxy import Proxy
+from tests.servers.consuming import Taken, consuming, hand_out, watching
 from tests.servers.entries import make_events
 from tests.servers.fleet import TestCluster, TestSentinel, TestServer
 from tests.servers.moving import move_slot
@@ -24,73 +22,12 @@ from tests.servers.working import calls, pending, send
 
 pytestmark = pytest.mark.servers
 OwnServer = Callable[..., TestServer]
-NEVER_IDLE_MS = 60_000
 
 
 @pytest.fixture
 async def stream(server: TestServer, stream_name: str) -> AsyncIterator[Stream]:
     async with Stream(stream_name, server.url) as found:
         yield found
-
-
-class Taken:
-    """A consumer and what it has delivered so far."""
-
-    def __init__(self, consumer: Consumer) -> None:
-        self.consumer = consumer
-        self.deliveries: list[Delivery] = []
-        self.error: BaseException | None = None
-
-    @property
-    def ids(self) -> list[bytes]:
-        return [entry_id for delivery in self.deliveries for entry_id in delivery.ids]
-
-    @property
-    def numbers(self) -> list[int]:
-        return [event.fields["n"] for delivery in self.deliveries for event in delivery.batch]
-
-    def ack_all(self) -> None:
-        for delivery in self.deliveries:
-            self.consumer.ack(delivery.shard, delivery.ids)
-
-    async def take(self) -> None:
-        try:
-            async for delivery in self.consumer.deliveries():
-                self.deliveries.append(delivery)
-        except Exception as error:
-            self.error = error
-
-
-@contextlib.asynccontextmanager
-async def consuming(
-    stream: Stream, name: str = "me", *, leave: bool = False, **options: int | str
-) -> AsyncIterator[Taken]:
-    """A consumer that reads; closed at the end, like a process that dies, or told to leave."""
-    consumer = Consumer(stream, "g", name, **{"idle_ms_min": NEVER_IDLE_MS, **options})
-    await consumer.start()
-    taken = Taken(consumer)
-    taking = asyncio.create_task(taken.take())
-    try:
-        yield taken
-        if leave:
-            await consumer.leave()
-    finally:
-        await consumer.close()
-        taking.cancel()
-        await asyncio.gather(taking, return_exceptions=True)
-
-
-def hand_out(server: TestServer, stream: Stream, consumer: str, count: int) -> list[str]:
-    """What a consumer held that is dead by now, and has been idle for long: the entry IDs."""
-    with contextlib.suppress(redis.ResponseError):
-        server.cli("XGROUP", "CREATE", stream.name, "g", "0")
-    ((_, rows),) = server.command(
-        "XREADGROUP", "GROUP", "g", consumer, "COUNT", count, "STREAMS", stream.name, ">"
-    )
-    ids = [row[0] for row in rows]
-    claim = ("XCLAIM", stream.name, "g", consumer, 0, *ids)
-    server.command(*claim, "IDLE", 10 * NEVER_IDLE_MS, "RETRYCOUNT", 1, "JUSTID")
-    return ids
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -118,34 +55,6 @@ async def test_acks_travel_with_reads(own_server: OwnServer, server_name: str) -
     assert sum('"XACK"' in line for address, line in seen if address != reader) <= 2
     assert len(acks) >= 20
     assert all('"XREADGROUP"' in mine[at + 1] for at in acks)
-
-
-@contextlib.contextmanager
-def watching(server: TestServer) -> Iterator[list[tuple[str, str]]]:
-    """The (connection, command) of all that a server executes meanwhile."""
-    seen: list[tuple[str, str]] = []
-    client = redis.Redis(port=server.port, decode_responses=True)
-    with client.monitor() as monitor:
-
-        def listen() -> None:
-            for found in monitor.listen():
-                if found["command"] == "PING over":
-                    return
-                seen.append(
-                    (
-                        f"{found['client_address']}:{found['client_port']}",
-                        " ".join(f'"{part}"' for part in found["command"].split(" ")),
-                    )
-                )
-
-        thread = threading.Thread(target=listen)
-        thread.start()
-        try:
-            yield seen
-        finally:
-            server.command("PING", "over")
-            thread.join(10)
-    client.close()
 
 
 async def test_an_idle_consumer_costs_little(own_server: OwnServer, server_name: str) -> None:
@@ -196,6 +105,42 @@ async def test_blocks_stay_within_the_limit(stream: Stream) -> None:
             await eventually(lambda read=read: taken.consumer.stats.read > read)
             assert taken.consumer.in_flight <= 1_250
         assert sorted(taken.numbers) == list(range(5_000))
+
+
+@pytest.mark.parametrize(("size", "limit"), [(300_000, 600_000), (1_000, 10_000)])
+async def test_bytes_stay_within_the_limit(stream: Stream, size: int, limit: int) -> None:
+    """What is held is bounded in bytes too, however large the entries; all of them come."""
+    sent = 10 if size > limit // 10 else 50
+    async with Producer(stream, codec="plain", event_bytes_max=2 * size) as producer:
+        for n in range(sent):
+            await producer.send(Event("m", n, {"n": n, "text": "x" * size}))
+    async with consuming(stream, in_flight_bytes_max=limit) as taken:
+        while taken.consumer.stats.read < sent:
+            read = taken.consumer.stats.read
+            await eventually(lambda read=read: taken.consumer.stats.read > read)
+            # By less than one entry it may be passed: what comes is not known beforehand.
+            assert taken.consumer.in_flight_bytes < limit + size
+            assert taken.consumer.in_flight_bytes >= size
+            taken.ack_all()
+            assert taken.consumer.in_flight_bytes == 0
+        assert sorted(taken.numbers) == list(range(sent))
+
+
+async def test_large_entries_are_taken_over_within_the_limit(
+    stream: Stream, server: TestServer
+) -> None:
+    """A takeover is bounded in bytes as well: a large legacy is taken in as there is room."""
+    async with Producer(stream, codec="plain", event_bytes_max=200_000) as producer:
+        for n in range(12):
+            await producer.send(Event("m", n, {"n": n, "text": "x" * 100_000}))
+    hand_out(server, stream, "dead", 12)
+    async with consuming(stream, idle_ms_min=200, in_flight_bytes_max=250_000) as taken:
+        while taken.consumer.stats.taken_over < 12:
+            over = taken.consumer.stats.taken_over
+            await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
+            assert taken.consumer.in_flight_bytes <= 450_000
+            taken.ack_all()
+        assert sorted(taken.numbers) == list(range(12))
 
 
 async def test_own_pending_entries_stay_within_the_limit(
@@ -258,6 +203,82 @@ async def test_a_lost_reply_is_read_again(server: TestServer, stream_name: str) 
         assert proxy.done["lost reply"] >= 4
 
 
+class AckCutter(Proxy):
+    """Cuts the connection in the middle of the first requests that acknowledge."""
+
+    def _choose(self, request: bytes) -> str:
+        if self.done["half a request"] == 3 or b"XACK" not in request:
+            return ""
+        self.done["half a request"] += 1
+        return "half a request"
+
+
+async def test_an_acknowledgement_that_is_cut_off_is_sent_again(
+    server: TestServer, stream_name: str
+) -> None:
+    """Acknowledgements that did not arrive are sent until they have; nothing is delivered anew."""
+    async with (
+        AckCutter(server.port) as proxy,
+        Stream(stream_name, proxy.url) as stream,
+        consuming(stream) as taken,
+    ):
+        await send(stream, make_events(5), "plain")
+        await eventually(lambda: len(taken.ids) == 5)
+        taken.ack_all()
+        await eventually(lambda: taken.consumer.stats.acknowledged == 5)
+        assert proxy.done["half a request"] == 3
+        assert await pending(stream) == []
+        assert taken.numbers == list(range(5))
+
+
+async def test_an_acknowledgement_that_is_refused_for_now_is_sent_again(
+    own_server: OwnServer,
+) -> None:
+    """A server that takes no writes for a while refuses acknowledgements: they are kept."""
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream, consuming(stream) as taken:
+        await send(stream, make_events(5), "plain")
+        await eventually(lambda: len(taken.ids) == 5)
+        # Of a primary that is not there: it keeps its data and answers READONLY.
+        server.cli("REPLICAOF", "127.0.0.1", 1)
+        failed = _rejected(server)
+        taken.ack_all()
+        await eventually(lambda: _rejected(server) > failed + 1)
+        assert taken.consumer.stats.acknowledged == 0
+        server.cli("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: taken.consumer.stats.acknowledged == 5)
+        assert await pending(stream) == []
+        assert taken.numbers == list(range(5))
+
+
+def _rejected(server: TestServer) -> int:
+    """How many acknowledgements a server has refused."""
+    found = server.info("commandstats").get("cmdstat_xack", "")
+    return int(found.partition("rejected_calls=")[2].partition(",")[0] or 0)
+
+
+async def test_a_blocked_read_holds_up_nothing(server: TestServer, stream_name: str) -> None:
+    """Each reader waits over a connection of its own: commands of the same process, and other
+    consumers over the same Stream, do not wait with it."""
+    async with (
+        Stream(stream_name, server.url) as stream,
+        consuming(stream, "one") as one,
+        consuming(stream, "two") as two,
+    ):
+
+        def blocked() -> int:
+            return server.cli("CLIENT", "LIST").count(" cmd=xreadgroup ")
+
+        await eventually(lambda: blocked() == 2)
+        began = asyncio.get_running_loop().time()
+        for n in range(20):
+            await stream.server.call("XLEN", stream.name, key=stream.name)
+            await send(stream, make_events(1, first=n), "plain")
+            await eventually(lambda n=n: len(one.ids) + len(two.ids) == n + 1)
+        # One read that waits is two seconds.
+        assert asyncio.get_running_loop().time() - began < 2
+
+
 # --- groups --------------------------------------------------------------------------------------
 
 
@@ -279,6 +300,52 @@ async def test_a_destroyed_group_is_created_again(
         assert taken.consumer.in_flight == 0
         assert await pending(stream) == []
     assert "is created again at 0" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["DESTROY", "DEL", "FLUSHALL"])
+async def test_a_group_from_now_on_skips_nothing_when_it_is_lost(
+    own_server: OwnServer, server_name: str, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """A group that began at ``$`` is created again where it was, not at ``$``: what came meanwhile
+    is delivered, and what came before it is not."""
+    server = own_server(server_name)
+    async with Stream("s", server.url) as stream:
+        await send(stream, make_events(2), "plain")
+        async with consuming(stream, start="$") as taken:
+            await send(stream, make_events(2, first=2), "plain")
+            await eventually(lambda: taken.numbers == [2, 3])
+            taken.consumer.ack(0, taken.ids[:1])
+            await eventually(lambda: taken.consumer.stats.acknowledged == 1)
+            # In one step with what comes then, so that no read can be quicker.
+            lose = {"DESTROY": "'XGROUP','DESTROY','s','g'", "DEL": "'DEL','s'"}.get(
+                how, f"'{how}'"
+            )
+            add = "redis.call('XADD','s','*','key','m','n',ARGV[1])"
+            server.command("EVAL", f"redis.call({lose}); {add}", 1, "s", 4)
+            await send(stream, make_events(1, first=5), "plain")
+            await eventually(lambda: 5 in taken.numbers)
+            assert taken.numbers == [2, 3, 4, 5]
+            # What was being handled when the group was lost is pending once more.
+            assert len(await pending(stream)) == (3 if how == "DESTROY" else 2)
+    assert "it is created again at" in caplog.text
+
+
+async def test_an_idle_member_skips_nothing_when_the_group_is_lost(
+    stream: Stream, server: TestServer
+) -> None:
+    """A member that was given nothing yet knows where the group stood as well."""
+    await send(stream, make_events(2), "plain")
+    async with consuming(stream, start="$") as taken:
+        await eventually(lambda: taken.consumer.stats.groups_created)
+        server.command(
+            "EVAL",
+            "redis.call('XGROUP','DESTROY',KEYS[1],'g');"
+            "redis.call('XADD',KEYS[1],'*','key','m','n','2')",
+            1,
+            stream.name,
+        )
+        await eventually(lambda: taken.numbers)
+        assert taken.numbers == [2]
 
 
 async def test_losing_a_group_does_not_spin(own_server: OwnServer, server_name: str) -> None:
@@ -330,139 +397,25 @@ async def test_a_refused_acknowledgement_ends_the_consumer(own_server: OwnServer
         assert len(await pending(stream)) == 1
 
 
-# --- holding and taking over ---------------------------------------------------------------------
-
-
-async def test_a_full_consumer_renews_what_it_holds(stream: Stream, server: TestServer) -> None:
-    """One that has no room for more still renews: it is not taken for dead."""
-    await send(stream, make_events(20), "plain")
-    async with consuming(stream, "full", idle_ms_min=300, in_flight_events_max=5) as full:
-        await eventually(lambda: full.consumer.in_flight >= 5)
-        async with consuming(stream, "other", idle_ms_min=300) as other:
-            before = calls(server, "xautoclaim")
-            await eventually(lambda: calls(server, "xautoclaim") >= before + 20)
-            assert other.consumer.stats.taken_over == 0
-            assert other.numbers == list(range(5, 20))
-        assert full.consumer.stats.taken_from_us == 0
-
-
-async def test_a_busy_consumer_takes_over_too(stream: Stream, server: TestServer) -> None:
-    """A consumer whose room is used up by new events still takes over, within twice the limit."""
-    await send(stream, make_events(300), "plain")
-    hand_out(server, stream, "dead", 100)
-    async with consuming(stream, idle_ms_min=300, in_flight_events_max=40) as taken:
-        await eventually(lambda: taken.consumer.in_flight >= 50)
-        assert taken.consumer.stats.taken_over >= 10
-        while taken.consumer.stats.taken_over < 100:
-            taken.ack_all()
-            over = taken.consumer.stats.taken_over
-            await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
-            assert taken.consumer.in_flight <= 80
-        taken.ack_all()
-
-
-async def test_a_takeover_is_counted_when_it_is_handled(stream: Stream, server: TestServer) -> None:
-    """Entries handed from one consumer to the next, without a try, keep their delivery count."""
-    await send(stream, make_events(2), "plain")
-    hand_out(server, stream, "dead", 2)
-    for name in ("first", "second", "third"):
-        async with consuming(stream, name, leave=True) as taken:
-            await eventually(lambda taken=taken: len(taken.ids) == 2)
-            assert set(taken.deliveries[0].deliveries.values()) == {1}
-            assert set(await pending(stream)) == {(name.encode(), 1)}
-    async with consuming(stream, "fourth") as taken:
-        await eventually(lambda: len(taken.ids) == 2)
-        await taken.consumer.count_delivery(0, taken.ids[:1], 2)
-        assert [count for _, count in await pending(stream)] == [2, 1]
-
-
-async def test_what_is_anothers_is_left_alone(stream: Stream, server: TestServer) -> None:
-    """A consumer that learns too late that it lost its entries neither settles nor renews them."""
-    await send(stream, make_events(4), "plain")
-    async with consuming(stream) as taken:
-        await eventually(lambda: len(taken.ids) == 4)
-        server.command("XCLAIM", stream.name, "g", "other", 0, *taken.ids)
-        await taken.consumer.settle(0, taken.ids[0], [[b"reason", b"too late"]])
-        assert server.cli("XLEN", stream.dead_key(0)) == "0"
-        assert taken.consumer.stats.taken_from_us == 1
-        await taken.consumer.count_delivery(0, taken.ids[1:3], 9)
-        assert taken.consumer.stats.taken_from_us == 3
-        assert [taken.consumer.holds(0, i) for i in taken.ids] == [False, False, False, True]
-        assert set(await pending(stream)) == {(b"other", 2)}
-        taken.consumer.ack(0, taken.ids[:3])
-        assert taken.consumer.in_flight == 1
-    assert len(await pending(stream)) == 4
-
-
-async def test_settling_is_one_step(stream: Stream, server: TestServer) -> None:
-    """An acknowledgement and its dead letters happen together, and only once."""
-    await send(stream, make_events(1))
-    async with consuming(stream) as taken:
-        await eventually(lambda: taken.ids)
-        letters = [[b"n", b"%d" % n, b"d", b"\x00\xff"] for n in range(3)]
-        await taken.consumer.settle(0, taken.ids[0], letters)
-        await taken.consumer.settle(0, taken.ids[0], letters)
-        assert taken.consumer.in_flight == 0
-        assert taken.consumer.stats.acknowledged == 1
-    assert await pending(stream) == []
-    assert server.cli("XLEN", stream.dead_key(0)) == "3"
-
-
-async def test_nothing_is_taken_from_the_living(stream: Stream, server: TestServer) -> None:
-    """Of many consumers that hold entries for long and sweep all the time none takes another's."""
-    await send(stream, make_events(40), "plain")
-    async with contextlib.AsyncExitStack() as stack:
-        everyone = [
-            await stack.enter_async_context(
-                consuming(stream, f"c{n}", idle_ms_min=600, in_flight_events_max=10)
-            )
-            for n in range(4)
-        ]
-        await eventually(lambda: sum(one.consumer.in_flight for one in everyone) == 40)
-        before = calls(server, "xautoclaim")
-        await eventually(lambda: calls(server, "xautoclaim") >= before + 30)
-        assert [one.consumer.stats.taken_over for one in everyone] == [0] * 4
-        assert sorted(n for one in everyone for n in one.numbers) == list(range(40))
-
-
-# --- deleted entries -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["own", "taken over"])
-async def test_deleted_entries_are_cleared(
-    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture, how: str
+@pytest.mark.parametrize("method", ["_read_new", "flush", "_renew"])
+async def test_a_loop_that_breaks_ends_the_consumer(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Entries that were deleted while pending are counted as lost, named, and taken off the list:
-    with what this consumer left itself, and with what it takes over."""
-    await send(stream, make_events(10), "plain")
-    ids = hand_out(server, stream, "me" if how == "own" else "dead", 10)
-    server.command("XTRIM", stream.name, "MINID", ids[3])
-    server.command("XDEL", stream.name, ids[7])
-    with caplog.at_level(logging.ERROR, "standpipe.consumer"):
-        async with consuming(stream) as taken:
-            await eventually(lambda: len(taken.ids) == 6)
-            await eventually(lambda: taken.consumer.stats.lost == 4)
-            assert taken.numbers == [3, 4, 5, 6, 8, 9]
-            assert len(await pending(stream)) == 6
-    assert all(ids[n] in caplog.text for n in (0, 1, 2, 7))
-    assert ids[3] not in caplog.text
+    """An error that nobody foresaw, in the reader, the flusher or the keeper, is raised: the
+    consumer does not stand still without a word."""
 
+    async def broken(*_: object, **__: object) -> None:
+        raise KeyError("a fault of ours")
 
-async def test_deleted_while_it_is_held(stream: Stream, server: TestServer) -> None:
-    """What is deleted while it is being handled is lost if the server says so, taken by nobody."""
-    await send(stream, make_events(3), "plain")
-    async with consuming(stream, idle_ms_min=200) as taken:
-        await eventually(lambda: len(taken.ids) == 3)
-        server.command("XDEL", stream.name, taken.ids[1])
-        before = calls(server, "xclaim")
-        await eventually(lambda: calls(server, "xclaim") >= before + 2)
-        # Redis 6.2 goes on renewing an entry that is not there.
-        assert taken.consumer.stats.lost == (0 if server.name == "redis-6.2" else 1)
-        assert taken.consumer.stats.taken_from_us == 0
-        taken.ack_all()
-        await eventually(lambda: taken.consumer.stats.acknowledged >= 2)
-        assert taken.consumer.in_flight == 0
-    assert await pending(stream) == []
+    async with consuming(stream, idle_ms_min=300) as taken:
+        await send(stream, make_events(1))
+        await eventually(lambda: taken.ids)
+        with monkeypatch.context() as patched:
+            patched.setattr(Lane, method, broken)
+            taken.ack_all()
+            await send(stream, make_events(1, first=1))
+            await eventually(lambda: taken.error)
+    assert isinstance(taken.error, KeyError)
 
 
 # --- leaving -------------------------------------------------------------------------------------

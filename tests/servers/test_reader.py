@@ -268,6 +268,25 @@ async def test_following(server: TestServer, wire: Server, stream_name: str) -> 
         await following.until(*range(7))
 
 
+async def test_a_fault_while_following_is_raised(
+    server: TestServer, wire: Server, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw ends the reader with it: it does not wait in silence."""
+
+    def broken(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(Reader, "_decode", broken)
+    async with Stream(stream_name, wire) as stream:
+        add_plain(server, stream_name, "1-1", 1)
+        async with aclosing(Reader(stream, start="$", follow=True).batches()) as batches:
+            arriving = asyncio.create_task(anext(batches))
+            await eventually(lambda: " cmd=xread " in server.cli("CLIENT", "LIST"))
+            add_plain(server, stream_name, "2-1", 2)
+            with pytest.raises(KeyError):
+                await asyncio.wait_for(arriving, 10)
+
+
 async def test_following_from_now(server: TestServer, wire: Server, stream_name: str) -> None:
     """From ``$`` on only what is added later is shown."""
     add_plain(server, stream_name, "1-0", 0)

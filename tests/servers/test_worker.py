@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -518,6 +519,30 @@ async def test_deleted_while_pending_is_counted_and_named(
     assert ids[2] in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["each", "batch"])
+async def test_a_slow_plain_handler_is_run_once(
+    stream: Stream, server: TestServer, kind: str
+) -> None:
+    """A plain handler that takes three times idle_ms_min, beside idle workers that sweep all the
+    time, is run once."""
+    began: list[str] = []
+    workers = [Worker(stream, "g", name=f"w{n}", idle_ms_min=300) for n in range(3)]
+    for worker in workers:
+
+        def handle(given: Any, name: str = worker.consumer.name) -> None:
+            began.append(name)
+            time.sleep(0.9)
+
+        getattr(worker, kind)(handle)
+    await send(stream, make_events(1))
+    async with running(*workers):
+        before = calls(server, "xautoclaim")
+        await eventually(lambda: sum(worker.stats.handled for worker in workers))
+        await eventually(lambda: calls(server, "xautoclaim") >= before + 20)
+        await eventually(lambda: settled(stream))
+    assert len(began) == 1
+
+
 # --- leaving -------------------------------------------------------------------------------------
 
 
@@ -570,6 +595,16 @@ async def test_what_a_drain_leaves_goes_to_another_at_once(stream: Stream) -> No
     assert await settled(stream)
 
 
+async def test_a_worker_runs_once(stream: Stream) -> None:
+    """What has run does not silently do nothing when it is run again."""
+    worker = Worker(stream, "g")
+    worker.each(lambda event: None)
+    worker.stop()
+    await worker.run()
+    with pytest.raises(ConfigError, match="has run already"):
+        await worker.run()
+
+
 async def test_nothing_is_left_running(stream: Stream) -> None:
     """After run() no task of the worker is left, and no thread but the pool's."""
     before = asyncio.all_tasks()
@@ -602,6 +637,55 @@ async def test_a_lost_group_is_created_again(
         await eventually(lambda: len(seen) == 4)
     assert sorted(seen) == [0, 1, 2, 3]
     assert "is created again" in caplog.text
+
+
+async def test_a_server_that_comes_back_empty(
+    own_server: OwnServer, server_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that has lost everything by a restart: the worker goes on with what comes then, says
+    so, and asks for a group that is not there some times only."""
+    server = own_server(server_name)
+    seen: list[int] = []
+    async with Stream("s", server.url) as stream:
+        worker = Worker(stream, "g")
+        worker.batch(lambda batch: seen.extend(numbers(batch)))
+        async with running(worker):
+            await send(stream, make_events(3))
+            await eventually(lambda: len(seen) == 3)
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: worker.consumer.stats.groups_created == 2)
+            await send(stream, make_events(3, first=3))
+            await eventually(lambda: len(seen) == 6)
+            assert calls(server, "xreadgroup") <= 6
+    assert seen == list(range(6))
+    assert "is created again" in caplog.text
+
+
+async def test_an_idle_worker_costs_a_command_a_second(own_server: OwnServer) -> None:
+    """With nothing to do, a worker with the settings that it has by default sends one command per
+    second at most."""
+    server = own_server("valkey-9.1")
+
+    def commands() -> int:
+        """What has to do with streams: looking at them here takes other commands."""
+        return sum(
+            int(value.partition("calls=")[2].partition(",")[0])
+            for name, value in server.info("commandstats").items()
+            if name.startswith(("cmdstat_x", "cmdstat_eval"))
+        )
+
+    async with Stream("s", server.url) as stream:
+        worker = Worker(stream, "g")
+        worker.each(lambda event: None)
+        async with running(worker):
+            await send(stream, make_events(10))
+            await eventually(lambda: settled(stream))
+            await eventually(lambda: " cmd=xreadgroup " in server.cli("CLIENT", "LIST"))
+            before, began = commands(), time.monotonic()
+            reads = calls(server, "xreadgroup")
+            await eventually(lambda: calls(server, "xreadgroup") >= reads + 2)
+            assert commands() - before <= time.monotonic() - began + 1
 
 
 async def test_a_cut_connection_loses_nothing(stream: Stream, server: TestServer) -> None:

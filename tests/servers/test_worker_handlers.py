@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -83,6 +85,26 @@ async def test_what_has_only_begun_is_not_acknowledged(
     assert "async def" in caught.value.hint
     assert len(await pending(stream)) == 1
     gc.collect()  # A coroutine that is forgotten would warn now.
+
+
+async def test_a_handler_that_has_only_begun_in_a_slice(
+    stream: Stream, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If one event of many in a thread shows that the handler is none, those before it are
+    acknowledged, those behind it are given back at once, and the worker leaves."""
+    worker = Worker(stream, "g", concurrency=1, idle_ms_min=60_000)
+
+    @worker.each
+    def handle(event: Event) -> Any:
+        return _generator(event) if event.fields["n"] >= 100 else None  # type: ignore[operator]
+
+    await send(stream, make_events(200), "plain")
+    with pytest.raises(HandlerError, match="handled nothing yet"):
+        await asyncio.wait_for(worker.run(), 10)
+    rows = server.command("XPENDING", stream.name, "g", "-", "+", 1_000)
+    assert len(rows) == 100
+    assert all(idle >= 60_000 for _, _, idle, _ in rows)
+    assert "could not be left" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["partial", "callable", "method", "wrapped", "built-in"])
@@ -354,23 +376,171 @@ async def test_a_thread_that_hangs_does_not_hold_up_the_end(stream: Stream) -> N
     )
 
 
-async def test_a_run_that_is_cancelled_leaves_nothing_behind(stream: Stream) -> None:
-    """Cancelling run() ends handlers, loops and connections; what was held stays pending."""
+@pytest.mark.parametrize("how", ["cancelled", "cancelled twice", "failed"])
+async def test_a_run_that_ends_otherwise_leaves_in_order(
+    stream: Stream, server: TestServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """However run() ends, the acknowledgements that wait are sent, the rest is given back at once,
+    and no task or connection is left."""
+    # Nothing but leaving sends them within the time of this test.
+    monkeypatch.setattr("standpipe.consumer.lane.ACK_GRACE_MS", 60_000)
     before = asyncio.all_tasks()
-    began = asyncio.Event()
-    worker = Worker(stream, "g")
+    fail, waiting = asyncio.Event(), 0
+    worker = Worker(stream, "g", name="me", idle_ms_min=60_000)
 
     @worker.each
     async def handle(event: Event) -> None:
-        began.set()
-        await asyncio.Event().wait()
+        nonlocal waiting
+        if event.fields["n"] < 3:  # type: ignore[operator]
+            return
+        waiting += 1
+        await (fail.wait() if event.fields["n"] == 3 else asyncio.Event().wait())
+        raise HandlerError("this cannot go on")
 
-    await send(stream, make_events(3), "plain")
+    await send(stream, make_events(8), "plain")
     task = asyncio.create_task(worker.run())
-    await began.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    await eventually(lambda: worker.stats.handled == 3 and waiting == 5)
+    if how == "failed":
+        fail.set()
+    else:
+        task.cancel()
+    if how == "cancelled twice":
+        await asyncio.sleep(0)
+        task.cancel()
+    with pytest.raises(HandlerError if how == "failed" else asyncio.CancelledError):
         await task
     assert asyncio.all_tasks() <= before
-    assert len(await pending(stream)) == 3
+    rows = server.command("XPENDING", stream.name, "g", "-", "+", 10)
+    assert len(rows) == 5
+    assert all(idle >= 60_000 for _, _, idle, _ in rows)
     gc.collect()  # An open connection that is forgotten would warn now.
+
+
+async def test_leaving_is_bounded_in_time(
+    own_server: Callable[..., TestServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that hangs does not keep a worker that was cancelled."""
+    monkeypatch.setattr("standpipe.worker.worker.LEAVE_MS_MAX", 200)
+    server = own_server("valkey-9.1")
+    async with Stream("s", server.url) as stream:
+        worker = Worker(stream, "g")
+        worker.each(lambda event: None)
+        task = asyncio.create_task(worker.run())
+        await eventually(lambda: worker.consumer.stats.groups_created)
+        server.stop()
+        try:
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=5)
+            assert done
+        finally:
+            server.cont()
+
+
+async def test_a_handler_that_ignores_its_cancellation(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that goes on though it is cancelled does not keep run() from ending."""
+    monkeypatch.setattr("standpipe.worker.worker.LEAVE_MS_MAX", 100)
+    go, began = asyncio.Event(), asyncio.Event()
+    worker = Worker(stream, "g", drain_ms_max=10)
+
+    @worker.each
+    async def stubborn(event: Event) -> None:
+        while not go.is_set():
+            began.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    await send(stream, make_events(1))
+    task = asyncio.create_task(worker.run())
+    await began.wait()
+    worker.stop()
+    await asyncio.wait_for(task, 5)
+    assert "stubborn" in caplog.text
+    go.set()
+
+
+async def test_what_a_slice_has_handled_is_acknowledged(
+    stream: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of plain handlers' events that went to a thread together, one that hangs leaves itself and
+    those behind it pending when the worker stops: those before it are acknowledged."""
+    go, began = threading.Event(), threading.Event()
+    worker = Worker(stream, "g", concurrency=1, drain_ms_max=50)
+
+    @worker.each
+    def hangs_at_100(event: Event) -> None:
+        if event.fields["n"] == 100:
+            began.set()
+            go.wait(60)
+
+    await send(stream, make_events(200), "plain")
+    task = asyncio.create_task(worker.run())
+    try:
+        await eventually(began.is_set)
+        worker.stop()
+        with caplog.at_level(logging.INFO, "standpipe.consumer"):
+            await asyncio.wait_for(task, 10)
+    finally:
+        go.set()
+    assert len(await pending(stream)) == 100
+    assert "handler hangs_at_100 still runs after 50 ms" in caplog.text
+    assert "gives back 100 entries" in caplog.text
+
+
+async def test_a_drain_ends_a_slice(stream: Stream) -> None:
+    """A worker that stops lets its threads finish the event they are at, not all that they got."""
+    begun: list[int] = []
+    worker = Worker(stream, "g", concurrency=1)
+    stopped = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @worker.each
+    def handle(event: Event) -> None:
+        begun.append(event.fields["n"])  # type: ignore[arg-type]
+        if event.fields["n"] == 100:
+            loop.call_soon_threadsafe(worker.stop)
+            stopped.wait(0.05)
+
+    await send(stream, make_events(200), "plain")
+    await asyncio.wait_for(worker.run(), 10)
+    assert begun == list(range(101))
+    assert len(await pending(stream)) == 99
+
+
+async def test_one_that_hangs_holds_up_no_other(stream: Stream) -> None:
+    """Events behind one that hangs in a thread go to the other threads, in their order."""
+    go = threading.Event()
+    begun: list[int] = []
+    worker = Worker(stream, "g", concurrency=2, drain_ms_max=50)
+
+    @worker.each
+    def handle(event: Event) -> None:
+        begun.append(event.fields["n"])  # type: ignore[arg-type]
+        if event.fields["n"] == 150:
+            go.wait(60)
+
+    await send(stream, make_events(300), "plain")
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 299)
+        await eventually(lambda: worker.consumer.stats.acknowledged == 299)
+        assert len(await pending(stream)) == 1
+        assert sorted(begun) == list(range(300))
+        go.set()
+
+
+async def test_a_slow_slice_keeps_its_order(stream: Stream) -> None:
+    """With one thread events are handled in the order of the shard, however slow some are."""
+    begun: list[int] = []
+    worker = Worker(stream, "g", concurrency=1)
+
+    @worker.each
+    def handle(event: Event) -> None:
+        begun.append(event.fields["n"])  # type: ignore[arg-type]
+        if event.fields["n"] % 100 == 50:  # type: ignore[operator]
+            time.sleep(0.25)
+
+    await send(stream, make_events(300), "plain")
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 300)
+    assert begun == list(range(300))

@@ -40,7 +40,12 @@ def drawn() -> Iterator[tuple[str, str, bool]]:
 
 def make(kind: type[StandpipeError]) -> StandpipeError:
     """An error of the class, with something for each argument that its constructor asks for."""
-    samples = {"str": "volts", "int": 7, "Any": ("a", "report")}
+    samples = {
+        "str": "volts",
+        "int": 7,
+        "Any": ("a", "report"),
+        "Sequence[tuple[int, str]]": ((3, "$.volts"),),
+    }
     asked = [
         parameter
         for parameter in inspect.signature(kind).parameters.values()

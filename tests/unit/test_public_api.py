@@ -12,9 +12,9 @@ import pytest
 import standpipe
 
 NAMES = {
-    "Batch", "Context", "EmbeddedServer", "Event", "EventId", "Producer", "Reader", "Receipt",
-    "Reject", "Retry", "StandpipeError", "Stream", "Worker", "__version__", "datasets", "errors",
-    "sync",
+    "Batch", "Context", "DeadLetters", "EmbeddedServer", "Event", "EventId", "Producer", "Reader",
+    "Receipt", "Reject", "Retry", "Selection", "StandpipeError", "Stream", "Worker", "__version__",
+    "datasets", "errors", "sync",
 }  # fmt: skip
 """Taking one away breaks programs; adding one is a promise."""
 HEAVY = {

@@ -120,7 +120,7 @@ def test_packing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["append", "hold", "leave", "settle"])
+@pytest.mark.parametrize("name", ["append", "forget", "hold", "leave", "settle"])
 def test_scripts(name: str) -> None:
     """A script is sent without its comments, by the hash that the server gives it."""
     found = script(name)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from standpipe.cli import demo, send, status, tail, up, version, work
+from standpipe.cli import dead, demo, send, status, tail, up, version, work
 
 app = typer.Typer(
     name="standpipe",
@@ -60,6 +60,7 @@ app.command(
 app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
     status.status
 )
+app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
 app.command("version", short_help="What is installed.", epilog=version.EXAMPLE)(version.version)
 
 

@@ -35,8 +35,14 @@ def work(
         str, typer.Option("--group", "-g", help="The consumer group.", show_default=False)
     ],
     processes: Annotated[
-        int, typer.Option("--processes", "-p", min=1, max=256, help="Worker processes.")
-    ] = 1,
+        str,
+        typer.Option(
+            "--processes",
+            "-p",
+            metavar="N|auto",
+            help="Worker processes; auto: one for each processor.",
+        ),
+    ] = "1",
     batch: Annotated[
         bool | None,
         typer.Option(
@@ -61,6 +67,9 @@ def work(
     in_flight_events_max: Annotated[
         int | None, typer.Option(help="Events held unacknowledged.")
     ] = None,
+    in_flight_bytes_max: Annotated[
+        str | None, typer.Option(help="Bytes of entries held unacknowledged: 64MiB.")
+    ] = None,
     drain_ms_max: Annotated[str | None, typer.Option(help="Wait so long for handlers.")] = None,
     url: Url = None,
     as_json: Json = False,
@@ -72,15 +81,21 @@ def work(
     Batch. Events whose handler raises are tried again and become dead letters in the end.
     """
     set_up_logging()
-    if processes > 1:
-        from standpipe.cli.processes import run_processes
+    from standpipe.cli.processes import on_stdin_closed, process_count, run_processes
 
+    count = process_count(processes)
+    if count > 1:
         # Fail here, once and clearly, instead of in every child again and again.
         load_handler(handler)
-        run_async(run_processes(processes))
+        restarts = run_async(run_processes(count))
+        if as_json:
+            print_json({"processes": count, "restarts": restarts})
+        else:
+            typer.echo(f"processes {count}, restarts {restarts:,}")
         return
-    from standpipe.cli.processes import on_stdin_closed
+    from standpipe.errors import StandpipeError
     from standpipe.stream import Stream
+    from standpipe.typed import takes_batch
     from standpipe.worker import Worker
 
     function = load_handler(handler)
@@ -91,6 +106,7 @@ def work(
         deliveries_max=deliveries_max,
         idle_ms_min=idle_ms_min,
         in_flight_events_max=in_flight_events_max,
+        in_flight_bytes_max=in_flight_bytes_max,
         drain_ms_max=drain_ms_max,
     )
 
@@ -104,6 +120,7 @@ def work(
                 deliveries_max=settings.deliveries_max,
                 idle_ms_min=settings.idle_ms_min,
                 in_flight_events_max=settings.in_flight_events_max,
+                in_flight_bytes_max=settings.in_flight_bytes_max,
                 drain_ms_max=settings.drain_ms_max,
             )
             (worker.batch if wants_batch else worker.each)(function)
@@ -120,7 +137,14 @@ def work(
                 "lost": seen.lost,
             }
 
-    counts = run_async(run())
+    try:
+        counts = run_async(run())
+    except SystemExit as ended:
+        # Its code is not ours: 0 would say that all went well, 2 that the command was wrong.
+        raise StandpipeError(
+            f"the handler called sys.exit({ended.code!r})",
+            hint="Its event comes again; raise Reject to give it up, or Retry to try it later.",
+        ) from None
     if as_json:
         print_json(counts)
     else:
@@ -159,19 +183,3 @@ def load_handler(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise HandlerError(f"handler {path!r} is not callable but {found!r}")
     return found
-
-
-def takes_batch(function: Callable[..., Any]) -> bool:
-    """Whether the first argument of a handler is annotated as a Batch."""
-    import inspect
-
-    from standpipe.event import Batch
-
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return False
-    if not parameters:
-        return False
-    annotation = parameters[0].annotation
-    return annotation is Batch or str(annotation).rpartition(".")[2] == "Batch"

@@ -1,10 +1,11 @@
 """Consumer: one member of a group; reads, acknowledges, renews and takes over.
 
 consumer.py is the member as a whole, lane.py what happens over one pair of connections (one that
-blocks in reads, one for everything else), intake.py what has arrived and how much more may.
+blocks in reads, one for everything else), requeued.py the same for dead letters that were put back,
+intake.py what has arrived and how much more may.
 """
 
-from standpipe.consumer.consumer import Consumer, cancel_tasks, default_consumer_name
+from standpipe.consumer.consumer import Consumer, cancel_tasks, default_consumer_name, finish
 from standpipe.consumer.intake import ConsumerStats, Delivery, Undecodable
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "Undecodable",
     "cancel_tasks",
     "default_consumer_name",
+    "finish",
 ]

@@ -7,13 +7,19 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.requeued import RequeuedLane, RequeuedShard
 from standpipe.errors import ConfigError, StandpipeError
-from standpipe.limits import IDLE_MS_MIN, IN_FLIGHT_EVENTS_MAX, LEAVE_TRIES_MAX
+from standpipe.limits import (
+    IDLE_MS_MIN,
+    IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_EVENTS_MAX,
+    LEAVE_TRIES_MAX,
+)
 from standpipe.policy import backoff_ms
 from standpipe.stream import Stream
 
@@ -39,6 +45,7 @@ class Consumer:
         in_flight_events_max: Events delivered and not yet acknowledged, at most. What is taken over
             may pass it, by less than as much again, so that a busy consumer too helps with what the
             dead have left; and a read may, whose entries turn out larger than those before.
+        in_flight_bytes_max: Bytes of their entries, as the server sent them; likewise.
 
     Delivery:
         At least once. What is delivered stays pending until acknowledged; if this process dies,
@@ -54,6 +61,7 @@ class Consumer:
         start: str = "0",
         idle_ms_min: int = IDLE_MS_MIN,
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
     ) -> None:
         if not group or any(c.isspace() for c in group):
             raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
@@ -61,16 +69,20 @@ class Consumer:
             raise ConfigError(f"consumer is {name!r}", hint="Give it a name without spaces.")
         if idle_ms_min < 1:
             raise ConfigError(f"idle_ms_min is {idle_ms_min}", hint="It is at least 1 ms.")
-        if in_flight_events_max < 1:
-            raise ConfigError(
-                f"in_flight_events_max is {in_flight_events_max}", hint="It is at least 1."
-            )
+        for option, value in (
+            ("in_flight_events_max", in_flight_events_max),
+            ("in_flight_bytes_max", in_flight_bytes_max),
+        ):
+            if value < 1:
+                raise ConfigError(f"{option} is {value}", hint="It is at least 1.")
         self.stream: Final = stream
         self.group: Final = group
         self.name: Final = name or default_consumer_name()
         self._member = Member(stream, group, self.name, start, idle_ms_min)
-        self._intake = Intake(in_flight_events_max)
+        self._intake = Intake(in_flight_events_max, in_flight_bytes_max)
         self._lanes: list[Lane] = []
+        self._requeued: list[RequeuedLane] = []
+        """Beside each lane: what was requeued for this group on its shards."""
         self._loops: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
 
@@ -98,16 +110,28 @@ class Consumer:
         except BaseException:
             await self.close()
             raise
-        for lane in self._lanes:
-            self._readers.append(asyncio.create_task(lane.read_loop(), name="standpipe-reader"))
-            self._loops.append(asyncio.create_task(lane.flush_loop(), name="standpipe-flusher"))
-            self._loops.append(asyncio.create_task(lane.keep_loop(), name="standpipe-keeper"))
+        self._requeued = list(map(RequeuedLane, self._lanes))
+        for lane in (*self._lanes, *self._requeued):
+            self._readers.append(self._loop(lane.read_loop(), "standpipe-reader"))
+            self._loops.append(self._loop(lane.flush_loop(), "standpipe-flusher"))
+            self._loops.append(self._loop(lane.keep_loop(), "standpipe-keeper"))
+
+    def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        loop = asyncio.create_task(work, name=name)
+        loop.add_done_callback(self._loop_ended)
+        return loop
+
+    def _loop_ended(self, loop: asyncio.Task[None]) -> None:
+        # Whatever it ended with: without one of its loops a consumer would stand still in silence.
+        if not loop.cancelled() and isinstance(error := loop.exception(), Exception):
+            self._intake.fail(error)
 
     async def deliveries(self) -> AsyncIterator[Delivery]:
         """What arrives, without an end, but for an error that no retry mends.
 
         Raises:
-            StandpipeError: such an error, after what had arrived before it.
+            StandpipeError: such an error, after what had arrived before it. What is none of ours,
+                a fault of this package, is raised as it is.
         """
         while True:
             yield await self._intake.get()
@@ -126,7 +150,7 @@ class Consumer:
         await self.stop_reading()
         # The keeper would renew what is given back.
         await cancel_tasks(self._loops)
-        for lane in self._lanes:
+        for lane in (*self._requeued, *self._lanes):
             await self._leave(lane)
 
     async def _leave(self, lane: Lane) -> None:
@@ -136,6 +160,8 @@ class Consumer:
                 return
             except StandpipeError as error:
                 log.warning("%s could not leave its group (try %d): %s", self.name, attempt, error)
+                if not error.retryable:
+                    return
                 await asyncio.sleep(backoff_ms(attempt) / 1000)
 
     async def close(self) -> None:
@@ -145,6 +171,7 @@ class Consumer:
         for lane in self._lanes:
             await lane.close()
         self._lanes = []
+        self._requeued = []
 
     # --- settling --------------------------------------------------------------------------------
 
@@ -152,6 +179,11 @@ class Consumer:
     def in_flight(self) -> int:
         """Events delivered and not yet settled."""
         return self._intake.in_flight
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of their entries, as the server sent them."""
+        return self._intake.in_flight_bytes
 
     @property
     def has_lost_some(self) -> bool:
@@ -179,13 +211,16 @@ class Consumer:
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
         """Acknowledge one entry and keep dead letters of it, in one atomic step.
 
+        More than 1,000 letters, or 4 MiB, take several steps, so that the server is not held up for
+        long; the acknowledgement comes with the last.
+
         Args:
             shard: The shard's number.
             entry_id: The entry.
             letters: Flat ``[name, value, …]`` of each dead letter.
 
         Delivery: If the process dies here, either both have happened or neither; then the entry is
-            delivered again.
+            delivered again. With several steps, letters may then be there twice; none is lost.
         """
         await self._lane(shard).settle(shard, entry_id, letters)
 
@@ -197,7 +232,8 @@ class Consumer:
         await self._lane(shard).hold(shard, ids, deliveries)
 
     def _lane(self, shard: int) -> Lane:
-        return self._lanes[shard if len(self._lanes) > 1 else 0]
+        lanes = self._requeued if isinstance(shard, RequeuedShard) else self._lanes
+        return lanes[shard if len(lanes) > 1 else 0]
 
 
 async def cancel_tasks(tasks: list[asyncio.Task[Any]]) -> None:
@@ -206,3 +242,17 @@ async def cancel_tasks(tasks: list[asyncio.Task[Any]]) -> None:
         each.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     tasks.clear()
+
+
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Do something to its end though this task is cancelled meanwhile; raise that afterwards."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-from standpipe.errors import DecodeError, StandpipeError
+from standpipe.errors import DecodeError
 from standpipe.event import Batch
 
 
@@ -47,6 +47,7 @@ class ConsumerStats:
 
     __slots__ = (
         "acknowledged",
+        "consumers_removed",
         "events",
         "groups_created",
         "lost",
@@ -68,11 +69,20 @@ class ConsumerStats:
         """Entries that another consumer took over while this one held them."""
         self.lost = 0
         """Entries deleted from the stream while they were pending."""
+        self.consumers_removed = 0
+        """Names of other consumers, long unseen and with nothing pending, taken off the group."""
         self.groups_created = 0
         """Groups created, or created again after the server lost them."""
 
     def __repr__(self) -> str:
         return f"ConsumerStats({', '.join(f'{n}={getattr(self, n)}' for n in self.__slots__)})"
+
+
+class Room(NamedTuple):
+    """How much more may be delivered."""
+
+    events: int
+    bytes: int
 
 
 class Intake:
@@ -81,38 +91,50 @@ class Intake:
     Args:
         events_max: Events delivered and not settled, at most. Entries taken over may pass it by a
             quarter, so that a busy consumer too helps with what the dead have left.
+        bytes_max: Bytes of their entries, likewise.
     """
 
-    def __init__(self, events_max: int) -> None:
+    def __init__(self, events_max: int, bytes_max: int) -> None:
         self.stats: Final = ConsumerStats()
         self.in_flight = 0
         """Events delivered and not yet settled."""
+        self.in_flight_bytes = 0
+        """Bytes of their entries, as the server sent them."""
         self._events_max = events_max
+        self._bytes_max = bytes_max
         self._room = asyncio.Event()
-        self._arrived: asyncio.Queue[Delivery | StandpipeError] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Delivery | Exception] = asyncio.Queue()
 
-    async def wait_for_room(self) -> int:
-        """Wait for room; return how many events may be asked for.
+    async def wait_for_room(self) -> Room:
+        """Wait for room; return how much may be asked for.
 
-        At most half of the limit, so that the other half is worked on meanwhile.
+        At most half of the limits, so that the other half is worked on meanwhile.
         """
-        while self.in_flight >= self._events_max:
+        while self.in_flight >= self._events_max or self.in_flight_bytes >= self._bytes_max:
             self._room.clear()
             await self._room.wait()
-        return min(self._events_max - self.in_flight, (self._events_max + 1) // 2)
+        return Room(
+            min(self._events_max - self.in_flight, (self._events_max + 1) // 2),
+            min(self._bytes_max - self.in_flight_bytes, (self._bytes_max + 1) // 2),
+        )
 
-    def room_for_takeover(self) -> int:
-        """How many events may be taken over now."""
-        return max(0, self._events_max + max(1, self._events_max // 4) - self.in_flight)
+    def room_for_takeover(self) -> Room | None:
+        """How much may be taken over now; None: nothing."""
+        room = Room(
+            self._events_max + max(1, self._events_max // 4) - self.in_flight,
+            self._bytes_max + max(1, self._bytes_max // 4) - self.in_flight_bytes,
+        )
+        return room if min(room) > 0 else None
 
-    def put(self, delivery: Delivery) -> None:
-        """Something has arrived."""
+    def put(self, delivery: Delivery, size: int) -> None:
+        """Something has arrived, of so many bytes."""
+        self.in_flight_bytes += size
         self.stats.read += len(delivery.ids) + len(delivery.undecodable)
         self.stats.events += len(delivery.batch)
         self.in_flight += len(delivery.batch) + len(delivery.undecodable)
         self._arrived.put_nowait(delivery)
 
-    def fail(self, error: StandpipeError) -> None:
+    def fail(self, error: Exception) -> None:
         """Nothing more will arrive, for a reason that no retry mends."""
         self._arrived.put_nowait(error)
 
@@ -120,14 +142,15 @@ class Intake:
         """The next delivery.
 
         Raises:
-            StandpipeError: what :meth:`fail` was given, after all that had arrived before it.
+            Exception: what :meth:`fail` was given, after all that had arrived before it.
         """
         found = await self._arrived.get()
-        if isinstance(found, StandpipeError):
+        if isinstance(found, Exception):
             raise found
         return found
 
-    def release(self, events: int) -> None:
-        """So many events are settled, or have become another consumer's."""
+    def release(self, events: int, size: int) -> None:
+        """So many events, of so many bytes, are settled or have become another consumer's."""
         self.in_flight -= events
+        self.in_flight_bytes -= size
         self._room.set()

@@ -3,31 +3,36 @@
 Three loops run over it. The reader: first what this consumer name already has pending, then new
 entries, with the waiting acknowledgements in the same round trip. The flusher: acknowledgements
 that no read comes along to carry. The keeper: renews what is held, so that a slow handler is not
-taken for dead, and sweeps the group's pending entries for those of the dead.
+taken for dead, sweeps the group's pending entries for those of the dead, and forgets their names.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
-from standpipe.consumer.intake import Delivery, Intake, Undecodable
+from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.errors import DecodeError, GroupNotFoundError, ReplyError, StandpipeError
 from standpipe.event import Batch, Entry
 from standpipe.limits import (
     ACK_GRACE_MS,
+    BYTES_PER_ENTRY_GUESS,
     CLAIM_COUNT,
     EVENTS_PER_ENTRY_GUESS,
+    FORGET_IDLES_MIN,
+    FORGET_TRIES,
     IDS_PER_COMMAND_MAX,
     READ_BLOCK_MS,
     READ_COUNT,
     RENEWALS_PER_IDLE,
     REPLY_MS_MAX,
+    WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
 from standpipe.stream import Stream
@@ -56,8 +61,8 @@ class Lane:
         self.stream = member.stream
         self.shards = shards
         self.keys = [member.stream.keys[shard] for shard in shards]
-        self.held: dict[int, dict[bytes, tuple[int, float]]] = {shard: {} for shard in shards}
-        """Per shard: entry ID → events in it, and since when it is held or renewed."""
+        self.held: dict[int, dict[bytes, tuple[int, int, float]]] = {shard: {} for shard in shards}
+        """Per shard: entry ID → events in it, their bytes, since when it is held or renewed."""
         self._acks: list[tuple[int, list[bytes]]] = []
         self._acking: dict[int, set[bytes]] = {shard: set() for shard in shards}
         """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
@@ -70,6 +75,10 @@ class Lane:
         for its own, must not meet what a sweep has just made its own."""
         self._entry_events = EVENTS_PER_ENTRY_GUESS
         """The largest entry of late, in events: what the next ones are expected to have."""
+        self._entry_bytes = BYTES_PER_ENTRY_GUESS
+        """The same in bytes."""
+        self._reached: dict[int, bytes] = {}
+        """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
 
     # --- connections -----------------------------------------------------------------------------
@@ -109,7 +118,6 @@ class Lane:
         """Wait before trying again over new links, or pass on an error that no retry mends."""
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
-                self.intake.fail(error)
                 raise error
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
@@ -121,17 +129,61 @@ class Lane:
         log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
         await asyncio.sleep(wait_ms / 1000)
 
-    async def create_groups(self) -> None:
+    # --- groups ----------------------------------------------------------------------------------
+
+    async def create_groups(self, *, again: bool = False) -> None:
+        """Create the group where it is missing; ``again``: because the server has lost it."""
+        group = self.member.group
+        starts = [await self._where_to_begin(shard) for shard in self.shards]
         commands = [
-            pack("XGROUP", "CREATE", key, self.member.group, self.member.start, "MKSTREAM")
-            for key in self.keys
+            pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
+            for key, start in zip(self.keys, starts, strict=True)
         ]
-        for reply in await self._exchange(commands):
+        for key, start, reply in zip(
+            self.keys, starts, await self._exchange(commands), strict=True
+        ):
             if isinstance(reply, ReplyError) and "BUSYGROUP" in str(reply):
                 continue
             if isinstance(reply, StandpipeError):
                 raise reply
             self.intake.stats.groups_created += 1
+            if again:
+                log.error("the server has lost group %s of %s; it is created again at %s",
+                          group, key, start)  # fmt: skip
+        await self._learn_reached()
+
+    async def _where_to_begin(self, shard: int) -> str:
+        """Where a group has to begin that is missing.
+
+        One that began at ``$`` would skip what has come since it was lost. So it goes on behind
+        what it was given last, or before the oldest entry that is still being handled here.
+        """
+        start, reached = self.member.start, self._reached.get(shard)
+        if start != "$" or reached is None:
+            return start
+        (info,) = await self._exchange([pack("XINFO", "STREAM", self.stream.keys[shard])])
+        if isinstance(info, ReplyError) and "no such key" in str(info):
+            return "0"  # Whatever will be found there has come since.
+        if isinstance(info, StandpipeError):
+            raise info
+        if _entry_order(info[b"last-generated-id"]) < _entry_order(reached):
+            return "0"  # It was deleted and has begun anew, or was set back.
+        unsettled = [*self.held[shard], *self._acking[shard]]
+        if not unsettled:
+            return reached.decode()
+        ms, seq = _entry_order(min(unsettled, key=_entry_order))
+        return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
+
+    async def _learn_reached(self) -> None:
+        """Ask how far the group has come: others read from it too."""
+        if self.member.start != "$":
+            return
+        name = self.member.group.encode()
+        replies = await self._ask([pack("XINFO", "GROUPS", key) for key in self.keys])
+        for shard, groups in zip(self.shards, replies, strict=True):
+            for found in groups:
+                if found[b"name"] == name:
+                    self._reached[shard] = found[b"last-delivered-id"]
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -142,7 +194,7 @@ class Lane:
         while True:
             try:
                 if is_group_lost:
-                    await self.create_groups()
+                    await self.create_groups(again=True)
                     is_group_lost = False
                 if old:
                     # After a cut as at the start: a reply that was lost left its entries pending.
@@ -153,7 +205,6 @@ class Lane:
             except StandpipeError as error:
                 attempt += 1
                 if isinstance(error, GroupNotFoundError):
-                    log.error("%s; the group is created again at %s", error, self.member.start)
                     is_group_lost = True
                 await self._pause(error, attempt, self._read_link, self._control_link)
                 old = dict.fromkeys(self.keys, b"-")
@@ -182,12 +233,17 @@ class Lane:
             raise found
         by_key: dict[bytes, list[Any]] = found or {}
         for key, rows in by_key.items():
-            self._take(self.stream.keys.index(key.decode()), rows, {})
+            shard = self.stream.keys.index(key.decode())
+            self._reached[shard] = rows[-1][0]
+            self._take(shard, rows, {})
 
     async def _read_count(self) -> int:
         """Wait for room; return how many entries of each shard may be asked for."""
         room = await self.intake.wait_for_room()
-        return max(1, min(READ_COUNT, room // (self._entry_events * len(self.stream.keys))))
+        return max(1, min(READ_COUNT, self._entries_in(room) // len(self.stream.keys)))
+
+    def _entries_in(self, room: Room) -> int:
+        return min(room.events // self._entry_events, room.bytes // self._entry_bytes)
 
     async def _read_old(self, old: dict[str, bytes]) -> None:
         """One page of what this consumer has pending already; forgets the keys that are through.
@@ -265,24 +321,30 @@ class Lane:
         entries: list[Entry] = []
         ids: list[bytes] = []
         undecodable: list[Undecodable] = []
+        sizes: list[int] = []
         for entry_id, fields in rows:
             if self.knows(shard, entry_id):
                 # A group that was created again gives out once more what is being handled.
                 continue
+            sizes.append(size := sum(map(len, fields)))
             try:
-                entry = decode_entry(entry_id, fields, self._layout)
+                entry = self._decode(entry_id, fields)
             except DecodeError as error:
                 undecodable.append(Undecodable(entry_id, fields, error))
-                held[entry_id] = (1, now)
+                held[entry_id] = (1, size, now)
                 continue
             entries.append(entry)
             ids.append(entry_id)
-            held[entry_id] = (entry.count, now)
+            held[entry_id] = (entry.count, size, now)
         if entries or undecodable:
             largest = max((entry.count for entry in entries), default=1)
             self._entry_events = max(1, largest, self._entry_events // 2)
-            batch = Batch(entries, stream=self.stream.name, shard=shard)
-            self.intake.put(Delivery(shard, batch, ids, counts, undecodable))
+            self._entry_bytes = max(1, *sizes, self._entry_bytes // 2)
+            batch = Batch(entries, stream=self.stream.name, shard=int(shard))
+            self.intake.put(Delivery(shard, batch, ids, counts, undecodable), sum(sizes))
+
+    def _decode(self, entry_id: bytes, fields: list[bytes]) -> Entry:
+        return decode_entry(entry_id, fields, self._layout)
 
     # --- acknowledging ---------------------------------------------------------------------------
 
@@ -292,17 +354,18 @@ class Lane:
     def ack(self, shard: int, ids: Iterable[bytes]) -> None:
         held = self.held[shard]
         mine: list[bytes] = []
-        events = 0
+        events = size = 0
         for entry_id in ids:
             # Not held any more: another consumer took it over, and the acknowledgement is its own.
             if (known := held.pop(entry_id, None)) is not None:
                 mine.append(entry_id)
                 events += known[0]
+                size += known[1]
         if mine:
             self._acking[shard].update(mine)
             self._acks.append((shard, mine))
             self._ack_ready.set()
-            self.intake.release(events)
+            self.intake.release(events, size)
 
     def _take_acks(self) -> list[tuple[int, list[bytes]]]:
         """The waiting acknowledgements, joined by shard and cut to commands."""
@@ -365,24 +428,35 @@ class Lane:
         self._count_acks(acks, replies)
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
+        *first, last = _parts(letters)
+        for part in first:
+            await self._settle_part(shard, entry_id, part, is_last=False)
+        await self._settle_part(shard, entry_id, last, is_last=True)
+
+    async def _settle_part(
+        self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]], *, is_last: bool
+    ) -> None:
         member, attempt = self.member, 0
         arguments = [part for letter in letters for part in (len(letter), *letter)]
         keys = (self.stream.keys[shard], self.stream.dead_key(shard))
         while entry_id in self.held[shard]:
+            what = "ack" if is_last else "again" if attempt else "keep"
             try:
-                added = await self._run(
-                    "settle", keys, member.group, member.name, entry_id, *arguments
+                kept = await self._run(
+                    "settle", keys, member.group, member.name, entry_id, what, *arguments
                 )
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            if added or attempt:
-                # Nothing added at a later try: the first one was done, and its reply was lost.
+            if not kept and not (is_last and attempt):
+                self._taken_from_us(shard, entry_id)
+            elif is_last:
+                # Nothing kept at a later try: the first one was done, and its reply was lost.
                 self.intake.stats.acknowledged += 1
                 self._forget(shard, entry_id)
             else:
-                self._taken_from_us(shard, entry_id)
+                return
 
     # --- renewing and taking over ----------------------------------------------------------------
 
@@ -397,8 +471,8 @@ class Lane:
             )
             now = time.monotonic()
             for entry_id in part:
-                if entry_id in held:
-                    held[entry_id] = (held[entry_id][0], now)
+                if known := held.get(entry_id):
+                    held[entry_id] = (*known[:2], now)
             for entry_id in gone:
                 self._taken_from_us(shard, entry_id)
             lost = [entry_id for entry_id in deleted if self._forget(shard, entry_id)]
@@ -409,7 +483,7 @@ class Lane:
         """Hold an entry no longer; returns whether it was held until now."""
         known = self.held[shard].pop(entry_id, None)
         if known is not None:
-            self.intake.release(known[0])
+            self.intake.release(*known[:2])
         return known is not None
 
     def _taken_from_us(self, shard: int, entry_id: bytes) -> None:
@@ -424,67 +498,111 @@ class Lane:
 
     async def keep_loop(self) -> None:
         period = renew_every_ms(self.member.idle_ms_min, RENEWALS_PER_IDLE) / 1000
+        forget_after = self.member.idle_ms_min * FORGET_IDLES_MIN / 1000
+        forget_due = time.monotonic() + forget_after / FORGET_TRIES
         attempt = 0
         while True:
             # Some jitter, so that many workers started together do not sweep together.
             due = time.monotonic() + period * random.uniform(0.8, 1.0)
             try:
                 await self._renew(older_than=period / 2)
-                await self._sweep()
+                dies = time.monotonic() + await self._sweep()
+                if time.monotonic() >= forget_due:
+                    await self._forget_the_dead()
+                    forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
                 attempt = 0
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
+                dies = due
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            await asyncio.sleep(due - time.monotonic())
+            await asyncio.sleep(min(due, dies) - time.monotonic())
 
     async def _renew(self, *, older_than: float) -> None:
         limit = time.monotonic() - older_than
         for shard in self.shards:
-            old = [i for i, (_, since) in self.held[shard].items() if since <= limit]
+            old = [i for i, (_, _, since) in self.held[shard].items() if since <= limit]
             if old:
                 await self.hold(shard, sorted(old, key=_entry_order))
 
-    async def _sweep(self) -> None:
+    async def _sweep(self) -> float:
         """Take over what has been idle for too long, to the end of each shard's pending list.
 
-        Ends early where there is no room: what is held has to be renewed in time.
+        Ends early where there is no room: what is held has to be renewed in time. Returns in how
+        many seconds there will be more to take over, as far as can be told.
         """
+        dies = math.inf
         for shard in self.shards:
             cursor = b"0-0"
             while room := self.intake.room_for_takeover():
-                count = max(1, min(CLAIM_COUNT, room // self._entry_events))
+                count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
                 async with self._pending:
-                    cursor = await self._claim(shard, cursor, count)
+                    cursor, wait = await self._claim(shard, cursor, count)
+                dies = min(dies, wait)
                 if cursor == b"0-0":
                     break
+        return dies
 
-    async def _claim(self, shard: int, cursor: bytes, count: int) -> bytes:
-        """One page of a sweep; returns where the next one begins."""
+    def _next_death(self, consumers: list[Any]) -> float:
+        """In how many seconds a member that holds something will have been unseen for too long.
+
+        Between two sweeps a third of that time passes. Waiting for the next one, the dead member's
+        entries would lie for up to so much longer.
+        """
+        name = self.member.name.encode()
+        left_ms = [
+            self.member.idle_ms_min - found[b"idle"]
+            for found in consumers
+            if found[b"pending"] and found[b"name"] != name
+        ]
+        # What is due by now is being swept.
+        waits = [ms for ms in left_ms if ms > 0]
+        return (min(waits) + random.uniform(1, 50)) / 1000 if waits else math.inf
+
+    async def _claim(self, shard: int, cursor: bytes, count: int) -> tuple[bytes, float]:
+        """One page of a sweep; returns where the next one begins, and when the next member dies."""
         member, key = self.member, self.stream.keys[shard]
         # JUSTID, so that it is no delivery yet: a worker that dies before it comes to these entries
         # says nothing against them.
-        (reply,) = await self._ask(
+        reply, consumers = await self._ask(
             [
                 pack(
                     "XAUTOCLAIM", key, member.group, member.name,
                     member.idle_ms_min, cursor, "COUNT", count, "JUSTID",
-                )
+                ),
+                pack("XINFO", "CONSUMERS", key, member.group),
             ]
         )  # fmt: skip
         # Since Redis 7 the entries that were deleted are named apart, and are off the list already.
         following, ids, *deleted = reply
+        if deleted and deleted[0]:
+            # Before anything that may fail: nobody names them a second time.
+            await self._clear_lost(shard, deleted[0])
         new = [entry_id for entry_id in ids if not self.knows(shard, entry_id)]
         if new:
             self.intake.stats.taken_over += len(new)
             log.info("took over %d entries of %s", len(new), key)
             await self._take_pending(shard, new)
-        if deleted and deleted[0]:
-            await self._clear_lost(shard, deleted[0])
-        return following
+        return following, self._next_death(consumers)
+
+    async def _forget_the_dead(self) -> None:
+        """Remove members that were killed long ago; not those that still have something pending."""
+        member = self.member
+        for key in self.keys:
+            removed: list[bytes] = await self._run(
+                "forget", (key,), member.group,
+                member.idle_ms_min * FORGET_IDLES_MIN, IDS_PER_COMMAND_MAX,
+            )  # fmt: skip
+            if removed:
+                self.intake.stats.consumers_removed += len(removed)
+                names = ", ".join(name.decode(errors="replace") for name in removed[:10])
+                log.info("%d consumers of group %s of %s were not seen for long, hold nothing and "
+                         "are removed: %s%s", len(removed), member.group, key, names,
+                         " …" if len(removed) > 10 else "")  # fmt: skip
+        await self._learn_reached()
 
     # --- leaving ---------------------------------------------------------------------------------
 
@@ -494,7 +612,7 @@ class Lane:
         await self.flush()
         for shard in self.shards:
             try:
-                _, deleted = await self._run(
+                given, deleted = await self._run(
                     "leave",
                     (self.stream.keys[shard],),
                     member.group,
@@ -503,8 +621,26 @@ class Lane:
                 )
             except GroupNotFoundError:
                 continue  # Nothing to leave.
+            if given:
+                log.info(
+                    "%s gives back %d entries of %s", member.name, given, self.stream.keys[shard]
+                )
             if deleted:
                 await self._clear_lost(shard, deleted)
+
+
+def _parts(letters: Sequence[list[bytes]]) -> list[list[list[bytes]]]:
+    """Dead letters in order, so many at a time as one script call may have."""
+    parts: list[list[list[bytes]]] = [[]]
+    room = WRITE_BYTES_MAX
+    for letter in letters:
+        size = sum(map(len, letter))
+        if parts[-1] and (size > room or len(parts[-1]) == IDS_PER_COMMAND_MAX):
+            parts.append([])
+            room = WRITE_BYTES_MAX
+        parts[-1].append(letter)
+        room -= size
+    return parts
 
 
 def _entry_order(entry_id: bytes) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Worker: runs a user's handler over what its consumer delivers, and settles every event.
+"""The worker itself.
 
 Every event ends in one of three ways: its handler returned and it is acknowledged; it is a dead
 letter with the reason; or it stays pending for another member of the group. An entry is settled
@@ -14,22 +14,30 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from standpipe.clock import now_ms, parse_duration
-from standpipe.consumer import Consumer, Delivery, cancel_tasks
-from standpipe.errors import ConfigError, DecodeError, HandlerError, StandpipeError
+from standpipe.clock import now_ms
+from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
+from standpipe.errors import (
+    ConfigError,
+    DecodeError,
+    EventTypeError,
+    HandlerError,
+    StandpipeError,
+)
 from standpipe.event import Batch, Entry, Event, EventId
 from standpipe.limits import (
     CONCURRENCY,
     DELIVERIES_MAX,
     DRAIN_MS_MAX,
     IDLE_MS_MIN,
+    IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
+    LEAVE_MS_MAX,
+    SYNC_LOOK_MS,
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
     TRACE_CHARS_MAX,
@@ -37,110 +45,14 @@ from standpipe.limits import (
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
+from standpipe.typed import converter
+from standpipe.worker.call import Call, Calls, Open
+from standpipe.worker.context import Context, Reject, Retry, WorkerStats
+from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
 
 H = TypeVar("H", bound=Callable[..., Any])
-
-
-class Retry(Exception):
-    """Raised by a handler: handle this again later. Counts as a delivery.
-
-    Args:
-        after: How long to wait, ms or ``"30s"``; None: the usual backoff.
-    """
-
-    def __init__(
-        self, reason: str = "the handler asked for a retry", *, after: int | str | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.after_ms: Final = None if after is None else parse_duration(after, name="after")
-
-
-class Reject(Exception):
-    """Raised by a handler: give this event up at once; it becomes a dead letter with the reason."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason: Final = reason
-
-
-class Context:
-    """Where an event, or the first of a batch, comes from.
-
-    ``deliveries`` counts this delivery too. ``queued_ms`` is the time since the entry was added, by
-    the wall clocks of server and worker.
-    """
-
-    __slots__ = ("deliveries", "event_id", "group", "shard", "stream")
-
-    def __init__(
-        self, stream: str, shard: int, group: str, event_id: EventId, deliveries: int
-    ) -> None:
-        self.stream = stream
-        self.shard = shard
-        self.group = group
-        self.event_id = event_id
-        self.deliveries = deliveries
-
-    @property
-    def queued_ms(self) -> int:
-        return now_ms() - self.event_id.ms
-
-
-class WorkerStats:
-    """Counters of one worker, since it was started; more in ``worker.consumer.stats``."""
-
-    __slots__ = ("dead", "handled", "retried")
-
-    def __init__(self) -> None:
-        self.handled = 0
-        """Events whose handler returned."""
-        self.retried = 0
-        """Handler calls that failed and were, or will be, repeated."""
-        self.dead = 0
-        """Events that became dead letters."""
-
-    def __repr__(self) -> str:
-        return f"WorkerStats(handled={self.handled}, retried={self.retried}, dead={self.dead})"
-
-
-class _Open:
-    """An entry whose events are not all settled yet."""
-
-    __slots__ = ("deliveries", "id", "left", "letters", "shard")
-
-    def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
-        self.shard = shard
-        self.id = entry_id
-        self.left = left
-        self.deliveries = 1
-        """The highest of its events, as the server knows it."""
-        self.letters: list[list[bytes]] = []
-
-
-class _Call:
-    """One call of the handler to come: a batch, or one event of it."""
-
-    __slots__ = ("argument", "deliveries", "first", "is_suspect", "opened")
-
-    def __init__(
-        self,
-        argument: Batch | Event,
-        opened: list[_Open],
-        first: EventId,
-        deliveries: int,
-        *,
-        is_suspect: bool = False,
-    ) -> None:
-        self.argument = argument
-        self.opened = opened
-        """The open entry of each of the batch's entries, parallel; of an event, its one."""
-        self.first = first
-        self.deliveries = deliveries
-        """Times that the handler has been called for it, this one included."""
-        self.is_suspect = is_suspect
-        """Whether its workers may have died of it, and this is its last try."""
 
 
 class Worker:
@@ -155,6 +67,7 @@ class Worker:
         deliveries_max: Deliveries after which a failing event becomes a dead letter.
         idle_ms_min: Entries of other members idle for this long are taken over.
         in_flight_events_max: Events delivered and not yet settled, at most.
+        in_flight_bytes_max: Bytes of their entries, as the server sent them, at most.
         drain_ms_max: How long a stopping worker waits for the handlers in progress.
 
     Raises:
@@ -185,6 +98,7 @@ class Worker:
         deliveries_max: int = DELIVERIES_MAX,
         idle_ms_min: int = IDLE_MS_MIN,
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
         drain_ms_max: int = DRAIN_MS_MAX,
     ) -> None:
         for option, value in (
@@ -201,23 +115,30 @@ class Worker:
             start=start,
             idle_ms_min=idle_ms_min,
             in_flight_events_max=in_flight_events_max,
+            in_flight_bytes_max=in_flight_bytes_max,
         )
         self.stats: Final = WorkerStats()
         self._concurrency = concurrency
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
         self._handler: Callable[..., Any] | None = None
+        self._convert: Callable[[Any], Any] | None = None
+        """Makes the handler's argument what its annotation says; None: it is that already."""
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
-        self._calls: asyncio.Queue[_Call] = asyncio.Queue()
+        self._calls = Calls()
         self._busy = 0
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
         self._turn_ends = 0.0
         self._suspects = asyncio.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
+        self._slices: set[Slice] = set()
+        """What threads are at."""
+        self._running: set[Call] = set()
+        """What async handlers are at."""
         self._call_s = SYNC_SLICE_MS / 1000
         """How long a sync handler takes for one event, smoothed; begins with one event per hop."""
 
@@ -226,17 +147,20 @@ class Worker:
     def each(self, handler: H) -> H:
         """Use a function for every single event: ``handler(event)`` or ``handler(event, context)``.
 
-        An async one runs concurrently with others; a plain one runs in a thread.
+        An async one runs concurrently with others; a plain one runs in a thread. Annotated with a
+        msgspec Struct, a dataclass or a TypedDict, it gets its event as one; an event that is none
+        is a dead letter at once.
 
         Raises:
-            HandlerError: it cannot be called with one or two arguments, it is a generator, or the
-                worker has a handler already.
+            HandlerError: it cannot be called with one or two arguments, it is a generator, its
+                annotation is none that an event can be, or the worker has a handler already.
         """
         return self._set_handler(handler, is_batch=False)
 
     def batch(self, handler: H) -> H:
         """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
 
+        Annotated with a list of a type, it gets a list, without the events that are none.
         If it fails, it is called again for the batch, and at the last try for ever smaller parts,
         so that only the events that fail by themselves become dead letters.
 
@@ -249,6 +173,7 @@ class Worker:
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
         self._wants_context = _takes_context(handler)
+        self._convert = converter(handler, is_batch=is_batch)
         self._handler = handler
         self._is_batch = is_batch
         self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
@@ -266,11 +191,13 @@ class Worker:
         """Handle events until :meth:`stop` is called or an error comes that no retry mends.
 
         On the way out it reads no more, waits up to ``drain_ms_max`` for the handlers in progress,
-        acknowledges, gives back what is left, and leaves the group.
+        acknowledges, gives back what is left, and leaves the group. Cancelled, or ended by an
+        error, it does the same but for the waiting.
 
         Raises:
             HandlerError: there is no handler, or it returns something that has to be awaited.
-            ServerError, ConfigError: at the start, or later if no retry can mend it.
+            ConfigError: it has run already; or of the stream, as ServerError.
+            ServerError: at the start, or later if no retry can mend it.
 
         Cost: one read of all shards with the waiting acknowledgements per round trip.
         """
@@ -278,28 +205,75 @@ class Worker:
             raise HandlerError(
                 "the worker has no handler", hint="Decorate a function with @worker.each first."
             )
+        if self._threads is not None:
+            raise ConfigError("the worker has run already", hint="Make a new Worker for each run.")
         opened_here = not self.stream.is_open
         await self.stream.open()
         count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
         runners: list[asyncio.Task[None]] = []
         # Threads of its own: asyncio's pool may have fewer than `concurrency`.
-        self._threads = ThreadPoolExecutor(count, "standpipe-handler")
-        is_quiet = False
+        self._threads = Threads(count)
         try:
             await self.consumer.start()
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
             await self._until_stopped(runners)
-            is_quiet = await self._drain()
-            await cancel_tasks(runners)
-            await self.consumer.leave()
+            await self._drain()
+            for runner in runners:
+                if runner.done():
+                    runner.result()
         finally:
-            self._cancel_retries()
-            await cancel_tasks(runners)
-            # A thread cannot be cancelled: one that is still at work is not waited for.
-            self._threads.shutdown(wait=is_quiet, cancel_futures=True)
-            await self.consumer.close()
+            # Whoever cancels this is told so afterwards: what was handled is to be acknowledged,
+            # and nobody has to wait for the rest until it has been idle for long enough.
+            await finish(self._leave(runners))
             if opened_here:
                 await self.stream.close()
+
+    async def _leave(self, runners: list[asyncio.Task[None]]) -> None:
+        """The way out, whatever led to it, bounded in time."""
+        assert self._threads is not None
+        self._begin_nothing()
+        for runner in runners:
+            runner.cancel()
+        if runners:
+            _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
+            if deaf:
+                log.error("%d calls of handler %s ignore that they are cancelled",
+                          len(deaf), _name_of(self._handler))  # fmt: skip
+        try:
+            async with asyncio.timeout(LEAVE_MS_MAX / 1000):
+                await self._report_all()
+                await self.consumer.leave()
+        except TimeoutError:
+            log.warning("the group could not be left within %d ms: what is held is taken over when "
+                        "it has been idle for long enough", LEAVE_MS_MAX)  # fmt: skip
+        except Exception:
+            # The error that ends run() is the first one; this must not take its place.
+            log.exception("the group could not be left")
+        finally:
+            # A thread cannot be cancelled: one that is still at work is not waited for.
+            self._threads.close(wait=not any(piece.current for piece in self._slices))
+            await self.consumer.close()
+
+    async def _report_all(self) -> None:
+        for piece in list(self._slices):
+            while True:
+                try:
+                    await self._report(piece)
+                    break
+                except HandlerError as error:
+                    # The first of them has ended run(); these events stay pending as well.
+                    log.error("%s", error)
+
+    def _begin_nothing(self) -> None:
+        """Let no handler begin any more."""
+        self._stop_asked.set()
+        for timer in self._later:
+            timer.cancel()
+        self._later.clear()
+        while not self._calls.empty():
+            self._calls.get_nowait()
+        for piece in self._slices:
+            piece.take_back()
 
     async def _until_stopped(self, runners: list[asyncio.Task[None]]) -> None:
         """Take in deliveries until asked to stop; raise what ended the intake or a runner."""
@@ -315,29 +289,28 @@ class Worker:
         finally:
             await cancel_tasks([intake, stopped])
 
-    async def _drain(self) -> bool:
-        """Let the handlers in progress finish; returns whether they did. The rest is not begun."""
-        self._cancel_retries()
-        while not self._calls.empty():
-            self._calls.get_nowait()
+    async def _drain(self) -> None:
+        """Let the handlers in progress finish. The rest is not begun."""
+        self._begin_nothing()
         try:
             async with asyncio.timeout(self._drain_ms_max / 1000):
                 while self._busy:
                     self._quiet.clear()
                     await self._quiet.wait()
-            return True
         except TimeoutError:
-            log.warning(
-                "%d handlers were still running after %d ms; their events stay pending",
-                self._busy,
-                self._drain_ms_max,
+            in_threads = {piece.current for piece in self._slices if piece.current is not None}
+            at = sorted(
+                f"{call.first} of shard {call.opened[0].shard}"
+                for call in self._running | in_threads
             )
-            return False
-
-    def _cancel_retries(self) -> None:
-        for timer in self._later:
-            timer.cancel()
-        self._later.clear()
+            log.warning(
+                "handler %s still runs after %d ms for %s%s: left pending, and so is what has not "
+                "begun",
+                _name_of(self._handler),
+                self._drain_ms_max,
+                ", ".join(at[:10]),
+                f" and {len(at) - 10} more" if len(at) > 10 else "",
+            )
 
     # --- from deliveries to calls ----------------------------------------------------------------
 
@@ -348,9 +321,9 @@ class Worker:
     async def _take(self, delivery: Delivery) -> None:
         batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
         for bad in delivery.undecodable:
-            await self._bury_raw(_Open(shard, bad.id, 1), bad.fields, bad.error)
+            await self._bury_raw(Open(shard, bad.id, 1), bad.fields, bad.error)
         opened = [
-            _Open(shard, entry_id, entry.count)
+            Open(shard, entry_id, entry.count)
             for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
         ]
         if not counts:
@@ -358,7 +331,7 @@ class Worker:
             return
         # After a takeover the entries' counts differ, so each goes by itself.
         for entry, open_entry in zip(batch.entries, opened, strict=True):
-            alone = Batch([entry], stream=batch.stream, shard=shard)
+            alone = Batch([entry], stream=batch.stream, shard=batch.shard)
             before = open_entry.deliveries = counts.get(open_entry.id, 0)
             if on_takeover(before + 1, self._deliveries_max) == "retry" or _decode_error(entry):
                 await self._queue(alone, [open_entry], before + 1)
@@ -366,7 +339,7 @@ class Worker:
                 reason = f"delivered {before} times and never finished: its workers died of it"
                 await self._bury(alone, [open_entry], entry.id, before, reason, None)
 
-    async def _queue(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+    async def _queue(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
         is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
@@ -376,7 +349,7 @@ class Worker:
         if self._is_batch:
             # Not decoded here: a handler that takes tables needs no events.
             first = batch.entries[0].id
-            self._calls.put_nowait(_Call(batch, opened, first, deliveries, is_suspect=is_suspect))
+            self._calls.put_nowait(Call(batch, opened, first, deliveries, is_suspect=is_suspect))
             return
         try:
             events = batch.events
@@ -386,10 +359,10 @@ class Worker:
         owners = [o for o in opened for _ in range(o.left)]
         for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
             self._calls.put_nowait(
-                _Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
+                Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
             )
 
-    async def _queue_decodable(self, batch: Batch, opened: list[_Open], deliveries: int) -> None:
+    async def _queue_decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue the entries that can be decoded, each alone; bury the others."""
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             if error := _decode_error(entry):
@@ -431,12 +404,12 @@ class Worker:
         if self._turn_ends == ended:
             self._turn_ends = time.monotonic() + TURN_MS_MAX / 1000
 
-    def _more_calls(self) -> list[_Call]:
+    def _more_calls(self) -> list[Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
         count = min(SYNC_SLICE_EVENTS_MAX, int(SYNC_SLICE_MS / 1000 / max(self._call_s, 1e-9)))
         return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
 
-    async def _try_again(self, call: _Call) -> None:
+    async def _try_again(self, call: Call) -> None:
         """Call the handler once more.
 
         The try is counted on the server first: this process may not live to do so after. Of those
@@ -451,7 +424,7 @@ class Worker:
                     # Its acknowledgement must not go down with the next one.
                     await self.consumer.flush(call.opened[0].shard)
 
-    async def _count(self, call: _Call) -> None:
+    async def _count(self, call: Call) -> None:
         """Write the delivery count of a call's entries to the server."""
         shard, ids = call.opened[0].shard, [entry.id for entry in call.opened]
         # Of an entry's events each is tried by itself, and the entry has one count for all.
@@ -463,11 +436,11 @@ class Worker:
         except StandpipeError as error:
             log.warning("the delivery count of %s could not be kept: %s", call.first, error)
 
-    def _holds(self, call: _Call) -> bool:
+    def _holds(self, call: Call) -> bool:
         """Whether an entry of a call is still this worker's."""
         return any(self.consumer.holds(entry.shard, entry.id) for entry in call.opened)
 
-    async def _try(self, calls: list[_Call]) -> None:
+    async def _try(self, calls: list[Call]) -> None:
         """Call the handler, and settle or queue again what comes of it.
 
         Not for what another worker has taken over meanwhile.
@@ -478,24 +451,25 @@ class Worker:
             for call in calls:
                 await self._came_of(call, await self._call(call))
         elif calls:
-            for call, error in zip(calls, await self._call_in_thread(calls), strict=True):
-                await self._came_of(call, error)
+            await self._call_in_thread(calls)
 
-    def _arguments(self, call: _Call) -> tuple[Any, ...]:
+    def _arguments(self, call: Call) -> tuple[Any, ...]:
+        argument = call.argument if self._convert is None else self._convert(call.argument)
         if not self._wants_context:
-            return (call.argument,)
+            return (argument,)
         context = Context(
             self.stream.name,
-            call.opened[0].shard,
+            int(call.opened[0].shard),
             self.consumer.group,
             call.first,
             call.deliveries,
         )
-        return call.argument, context
+        return argument, context
 
-    async def _call(self, call: _Call) -> BaseException | None:
+    async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
         assert self._handler is not None
+        self._running.add(call)
         try:
             await self._handler(*self._arguments(call))
         except Exception as error:
@@ -506,34 +480,43 @@ class Worker:
                 raise
             # Not this worker but something that the handler waited for was cancelled.
             return error
+        finally:
+            self._running.discard(call)
         return None
 
-    async def _call_in_thread(self, calls: list[_Call]) -> list[BaseException | None]:
-        """Call a plain handler for each in turn; returns what it raised."""
-        handler = self._handler
-        assert handler is not None
-        given = [self._arguments(call) for call in calls]
+    async def _call_in_thread(self, calls: list[Call]) -> None:
+        """Call a plain handler for each in turn, and settle or queue again what comes of it."""
+        handler, threads = self._handler, self._threads
+        assert handler is not None and threads is not None
 
-        def run() -> list[BaseException | None]:
-            outcomes: list[BaseException | None] = []
-            for arguments in given:
-                try:
-                    result = handler(*arguments)
-                except Exception as error:
-                    outcomes.append(error)
-                else:
-                    outcomes.append(None if result is None else _unfinished(handler, result))
-            return outcomes
+        def handle(call: Call) -> BaseException | None:
+            try:
+                result = handler(*self._arguments(call))
+            except Exception as error:
+                return error
+            return None if result is None else _unfinished(handler, result)
 
-        began = time.perf_counter()
-        outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, run)
-        took_s = (time.perf_counter() - began) / len(given)
-        self._call_s += (took_s - self._call_s) / 4
-        return outcomes
+        piece = Slice(calls, handle)
+        # Where this is cut off it stays there: what its thread has done by then is to be reported.
+        self._slices.add(piece)
+        ended = threads.run(piece.run)
+        while not ended.done():
+            await asyncio.wait([ended], timeout=SYNC_LOOK_MS / 1000)
+            if not ended.done() and (waiting := piece.take_back()):
+                self._calls.put_back(waiting)
+            await self._report(piece)
+            self._call_s += (piece.call_s() - self._call_s) / 4
+        self._slices.discard(piece)
+        ended.result()
+
+    async def _report(self, piece: Slice) -> None:
+        """Settle or queue again what a thread is through with, even while it goes on."""
+        while done := piece.outcome():
+            await self._came_of(*done)
 
     # --- settling --------------------------------------------------------------------------------
 
-    async def _came_of(self, call: _Call, error: BaseException | None) -> None:
+    async def _came_of(self, call: Call, error: BaseException | None) -> None:
         if error is not None:
             await self._failed(call, error)
             return
@@ -541,7 +524,7 @@ class Worker:
         self.stats.handled += sum(counts)
         await self._settle(call.opened, counts)
 
-    async def _settle(self, opened: list[_Open], counts: list[int]) -> None:
+    async def _settle(self, opened: list[Open], counts: list[int]) -> None:
         """Count events of entries as settled, and acknowledge the entries that are through."""
         done: list[bytes] = []
         for entry, count in zip(opened, counts, strict=True):
@@ -555,11 +538,14 @@ class Worker:
         if done:
             self.consumer.ack(opened[0].shard, done)
 
-    async def _failed(self, call: _Call, error: BaseException) -> None:
+    async def _failed(self, call: Call, error: BaseException) -> None:
         if isinstance(error, HandlerError):
             raise error
         if isinstance(error, Reject):
             await self._give_up(call, error.reason, None)
+            return
+        if isinstance(error, EventTypeError):
+            await self._give_up_invalid(call, error)
             return
         if isinstance(error, DecodeError) and isinstance(call.argument, Batch):
             entries = call.argument.entries
@@ -588,7 +574,7 @@ class Worker:
         call.deliveries += 1
         self._queue_later(call, wait_ms)
 
-    def _queue_later(self, call: _Call, wait_ms: int) -> None:
+    def _queue_later(self, call: Call, wait_ms: int) -> None:
         def put() -> None:
             self._later.discard(timer)
             self._calls.put_nowait(call)
@@ -598,7 +584,7 @@ class Worker:
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, put)
         self._later.add(timer)
 
-    async def _give_up(self, call: _Call, reason: str, error: BaseException | None) -> None:
+    async def _give_up(self, call: Call, reason: str, error: BaseException | None) -> None:
         argument = call.argument
         if isinstance(argument, Event) or len(argument) == 1:
             await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
@@ -608,15 +594,38 @@ class Worker:
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            half = _Call(part, opened, part.entries[0].id, call.deliveries)
+            half = Call(part, opened, part.entries[0].id, call.deliveries)
             await self._try([half])
+
+    async def _give_up_invalid(self, call: Call, error: EventTypeError) -> None:
+        """Bury the events that are not of the handler's type, and call it for the others."""
+        batch = call.argument
+        if isinstance(batch, Event):
+            ((_, reason),) = error.invalid
+            await self._bury(batch, call.opened, call.first, call.deliveries, reason, None)
+            return
+        entries: list[Entry] = []
+        opened: list[Open] = []
+        start = 0
+        for place, reason in (*error.invalid, (len(batch), "")):
+            valid, indexes = batch.part(start, place)
+            entries += valid.entries
+            opened += [call.opened[index] for index in indexes]
+            start = place + 1
+            if reason:
+                bad, indexes = batch.part(place, start)
+                owner, first = call.opened[indexes[0]], bad.entries[0].id
+                await self._bury(bad, [owner], first, call.deliveries, reason, None)
+        if entries:
+            rest = Batch(entries, stream=batch.stream, shard=batch.shard)
+            await self._try([Call(rest, opened, entries[0].id, call.deliveries)])
 
     # --- dead letters ----------------------------------------------------------------------------
 
     async def _bury(
         self,
         argument: Batch | Event,
-        opened: list[_Open],
+        opened: list[Open],
         first: EventId,
         deliveries: int,
         reason: str,
@@ -642,7 +651,7 @@ class Worker:
         )
         await self._settle(opened, _counts(argument))
 
-    async def _bury_raw(self, opened: _Open, fields: list[bytes], error: DecodeError) -> None:
+    async def _bury_raw(self, opened: Open, fields: list[bytes], error: DecodeError) -> None:
         """Make a dead letter of an entry that no codec reads, with its fields as they are."""
         letter = self._letter(opened.id.decode(), 1, f"DecodeError: {error}", None)
         opened.letters.append([*letter, b"raw", msgspec.msgpack.encode(fields)])

@@ -1,0 +1,65 @@
+"""Calls of the handler to come, and the entries that they belong to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from standpipe.event import Batch, Event, EventId
+
+
+class Open:
+    """An entry whose events are not all settled yet."""
+
+    __slots__ = ("deliveries", "id", "left", "letters", "shard")
+
+    def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
+        self.shard = shard
+        self.id = entry_id
+        self.left = left
+        self.deliveries = 1
+        """The highest of its events, as the server knows it."""
+        self.letters: list[list[bytes]] = []
+
+
+class Call:
+    """One call of the handler to come: a batch, or one event of it."""
+
+    __slots__ = ("argument", "deliveries", "first", "is_suspect", "opened")
+
+    def __init__(
+        self,
+        argument: Batch | Event,
+        opened: list[Open],
+        first: EventId,
+        deliveries: int,
+        *,
+        is_suspect: bool = False,
+    ) -> None:
+        self.argument = argument
+        self.opened = opened
+        """The open entry of each of the batch's entries, parallel; of an event, its one."""
+        self.first = first
+        self.deliveries = deliveries
+        """Times that the handler has been called for it, this one included."""
+        self.is_suspect = is_suspect
+        """Whether its workers may have died of it, and this is its last try."""
+
+
+class Calls(asyncio.Queue[Call]):
+    """The calls that wait, in the order in which they came."""
+
+    def put_back(self, calls: list[Call]) -> None:
+        """Put calls that were taken out, and not made, at the front again."""
+        self._is_putting_back = True
+        for call in reversed(calls):
+            self.put_nowait(call)
+        self._is_putting_back = False
+
+    def _init(self, maxsize: int) -> None:
+        self._is_putting_back = False
+        self._queue = deque[Call]()
+
+    def _put(self, item: Call) -> None:
+        # asyncio.Queue lets its subclasses decide where an item goes.
+        (self._queue.appendleft if self._is_putting_back else self._queue.append)(item)

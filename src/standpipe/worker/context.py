@@ -1,0 +1,70 @@
+"""What a handler has to do with: where its event comes from, and what it may raise."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from standpipe.clock import now_ms, parse_duration
+from standpipe.event import EventId
+
+
+class Retry(Exception):
+    """Raised by a handler: handle this again later. Counts as a delivery.
+
+    Args:
+        after: How long to wait, ms or ``"30s"``; None: the usual backoff.
+    """
+
+    def __init__(
+        self, reason: str = "the handler asked for a retry", *, after: int | str | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.after_ms: Final = None if after is None else parse_duration(after, name="after")
+
+
+class Reject(Exception):
+    """Raised by a handler: give this event up at once; it becomes a dead letter with the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason: Final = reason
+
+
+class Context:
+    """Where an event, or the first of a batch, comes from.
+
+    ``deliveries`` counts this delivery too. ``queued_ms`` is the time since the entry was added, by
+    the wall clocks of server and worker.
+    """
+
+    __slots__ = ("deliveries", "event_id", "group", "shard", "stream")
+
+    def __init__(
+        self, stream: str, shard: int, group: str, event_id: EventId, deliveries: int
+    ) -> None:
+        self.stream = stream
+        self.shard = shard
+        self.group = group
+        self.event_id = event_id
+        self.deliveries = deliveries
+
+    @property
+    def queued_ms(self) -> int:
+        return now_ms() - self.event_id.ms
+
+
+class WorkerStats:
+    """Counters of one worker, since it was started; more in ``worker.consumer.stats``."""
+
+    __slots__ = ("dead", "handled", "retried")
+
+    def __init__(self) -> None:
+        self.handled = 0
+        """Events whose handler returned."""
+        self.retried = 0
+        """Handler calls that failed and were, or will be, repeated."""
+        self.dead = 0
+        """Events that became dead letters."""
+
+    def __repr__(self) -> str:
+        return f"WorkerStats(handled={self.handled}, retried={self.retried}, dead={self.dead})"
