@@ -529,6 +529,35 @@ async def test_one_that_hangs_holds_up_no_other(stream: Stream) -> None:
         go.set()
 
 
+async def test_a_retry_does_not_wait_behind_one_that_hangs(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event to be tried again that a thread would have come to goes to another one."""
+    gate, go = threading.Event(), threading.Event()
+    worker = Worker(stream, "g", concurrency=2, drain_ms_max=50)
+    # Four at a time, however long they take.
+    monkeypatch.setattr("standpipe.worker.worker.SYNC_SLICE_EVENTS_MAX", 4)
+    monkeypatch.setattr("standpipe.worker.worker.SYNC_SLICE_MS", 1_000_000)
+
+    @worker.each
+    def handle(event: Event, context: Context) -> None:
+        n = event.fields["n"]
+        if n == 0 and context.deliveries == 1:
+            raise Retry(after=0)
+        if n in (1, 4):
+            gate.wait(60)
+        if n == 9:
+            go.wait(60)
+
+    await send(stream, make_events(10), "plain")
+    async with running(worker):
+        # Both threads are held up, and all the rest waits, the retry behind number 9.
+        await eventually(lambda: worker._calls.qsize() == 8)
+        gate.set()
+        await eventually(lambda: worker.stats.handled == 9)
+        go.set()
+
+
 async def test_a_slow_slice_keeps_its_order(stream: Stream) -> None:
     """With one thread events are handled in the order of the shard, however slow some are."""
     begun: list[int] = []

@@ -385,10 +385,9 @@ class Worker:
                     await self._try([call])
                 else:
                     calls = [call, *self._more_calls()]
-                    again = [call for call in calls if call.deliveries > 1]
+                    # Those to be tried again go one at a time, and do not wait behind the others.
+                    self._calls.put_back([call for call in calls if call.deliveries > 1])
                     await self._try([call for call in calls if call.deliveries == 1])
-                    for call in again:
-                        await self._try_again(call)
             finally:
                 self._busy -= 1
                 if not self._busy:
