@@ -290,8 +290,8 @@ async def test_a_handler_that_never_waits_starves_nothing(
     stream: Stream, server: TestServer
 ) -> None:
     """An async handler that only computes leaves the loop to reading, renewing and stopping."""
-    worker = Worker(stream, "g", idle_ms_min=1_200, concurrency=4)
-    other = Worker(stream, "g", idle_ms_min=1_200, in_flight_events_max=1)
+    worker = Worker(stream, "g", idle_ms_min=2_000, concurrency=4)
+    other = Worker(stream, "g", idle_ms_min=2_000, in_flight_events_max=1)
     begun = asyncio.Event()
 
     @worker.each
