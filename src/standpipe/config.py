@@ -34,6 +34,8 @@ from standpipe.limits import (
     SEND_DEADLINE_MS,
     SERVER_PORT,
     SHARDS_MAX,
+    SPOOL_BYTES_MAX,
+    STREAM_BYTES_MIN,
 )
 
 FILE_NAME: Final = "standpipe.toml"
@@ -41,9 +43,10 @@ FILE_VARIABLE: Final = "STANDPIPE_CONFIG"
 # Written again, not imported: msgspec and zstandard come with the codecs and would cost
 # `standpipe --help` 40 ms. A test compares the two.
 CODECS: Final = ("plain", "rows", "columns")
+WHEN_FULL: Final = ("block", "ring")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
-Kind = Literal["url", "path", "integer", "duration", "size", "choice"]
+Kind = Literal["url", "path", "integer", "duration", "size", "choice", "level"]
 T = TypeVar("T")
 
 _WRITTEN: Final[Mapping[Kind, str]] = {
@@ -52,6 +55,7 @@ _WRITTEN: Final[Mapping[Kind, str]] = {
     "integer": "number",
     "duration": "duration",
     "size": "size",
+    "level": "memory, fsync, replicas=N (1 to 99), or fsync,replicas=N",
 }
 _DURATION_UNITS: Final = (
     ("d", 86_400_000),
@@ -71,6 +75,8 @@ _SIZE_UNITS: Final = {
     "gib": 2**30,
 }
 _SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([a-z]*)")
+# What producer.level reads; a test compares the two.
+_LEVEL: Final = re.compile(r"\s*(memory|fsync|replicas=[1-9][0-9]?)\s*")
 _SIZE_HINT: Final = "Write bytes, or a number and a unit: 65536, 64KiB, 64MiB, 1GB."
 
 
@@ -114,7 +120,7 @@ class Setting:
         if self.kind == "choice":
             return ", ".join(self.choices)
         written = _WRITTEN[self.kind]
-        if self.kind in ("url", "path"):
+        if self.kind in ("url", "path", "level"):
             return written
         if self.at_most is None:
             return f"{written}, at least {self.show(self.at_least)}"
@@ -145,6 +151,8 @@ class Setting:
                 return Path(self._text(value)).expanduser()
             case "choice":
                 return self._read_choice(value)
+            case "level":
+                return self._read_level(value)
             case "integer" | "duration" | "size":
                 return self._read_number(value)
 
@@ -171,6 +179,12 @@ class Setting:
                 f"{self.name} is {value!r}",
                 hint=_did_you_mean(text, self.choices) or f"Choose one of {self.allowed}.",
             )
+        return text
+
+    def _read_level(self, value: object) -> str:
+        text = self._text(value)
+        if not all(_LEVEL.fullmatch(part) for part in text.split(",")):
+            raise ConfigError(f"{self.name} is {value!r}", hint=f"Write {self.allowed}.")
         return text
 
     def _read_number(self, value: object) -> int:
@@ -232,6 +246,28 @@ class Settings:
         unset="what the stream has; a new one gets rows",
         choices=CODECS,
     )
+    max_len: int | None = _setting(
+        None,
+        "integer",
+        "Entries that a stream which is first used now may have (a block of events is one entry), "
+        "divided evenly among its shards, each of which may have at least one.",
+        unset="what the stream has; a new one has no limit",
+    )
+    max_bytes: int | None = _setting(
+        None,
+        "size",
+        "Bytes that it may take on the server, likewise; at least 64KiB per shard.",
+        unset="what the stream has; a new one has no limit",
+        at_least=STREAM_BYTES_MIN,
+    )
+    when_full: Literal["block", "ring"] | None = _setting(
+        None,
+        "choice",
+        "What happens when it is full: block lets producers wait, or spool; ring drops the oldest "
+        "entries, read or not, and counts them.",
+        unset="what the stream has; a new one blocks",
+        choices=WHEN_FULL,
+    )
     event_bytes_max: int = _setting(
         EVENT_BYTES_MAX,
         "size",
@@ -258,6 +294,22 @@ class Settings:
         SEND_DEADLINE_MS,
         "duration",
         "How long a producer tries to send before it reports the events as failed.",
+    )
+    acknowledge: str = _setting(
+        "memory",
+        "level",
+        "When an event counts as acknowledged: the server has it in memory, on disk (fsync), or so "
+        "many replicas have it. A server that cannot give the level is an error at the start.",
+    )
+    spool: Path | None = _setting(
+        None,
+        "path",
+        "A file on a local disk that takes what the server does not take. Every producer process "
+        "needs one of its own. A relative path in the file starts at the file's folder.",
+        unset="no spool",
+    )
+    spool_bytes_max: int = _setting(
+        SPOOL_BYTES_MAX, "size", "Bytes that events may take in the spool; then sending waits."
     )
     concurrency: int | None = _setting(
         None,
@@ -389,8 +441,8 @@ def _from_file(variables: Mapping[str, str], file: Path | None) -> Iterator[_Giv
         ) from None
     for name, value in table.items():
         _check_name(name, f"the file {path}")
-        is_folder = name == "data" and isinstance(value, str) and value.strip()
-        found = path.parent / Path(value.strip()).expanduser() if is_folder else value
+        is_path = _BY_NAME[name].kind == "path" and isinstance(value, str) and value.strip()
+        found = path.parent / Path(value.strip()).expanduser() if is_path else value
         yield _Given(name, found, f"{name} in the file {path}")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from standpipe import codec, limits
 from standpipe.config import (
     CODECS,
     SETTINGS,
+    WHEN_FULL,
     Setting,
     Settings,
     describe,
@@ -23,6 +25,8 @@ from standpipe.config import (
     parse_size,
 )
 from standpipe.errors import ConfigError
+from standpipe.producer.level import Level
+from standpipe.stream import Definition
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -129,6 +133,7 @@ def test_every_setting_is_read_from_every_source(folder: Path, setting: Setting)
         "integer": ("17", 17),
         "duration": ("17s", 17_000),
         "size": ("17MiB", 17 * 2**20),
+        "level": ("fsync,replicas=2", "fsync,replicas=2"),
         "choice": (setting.choices[-1:] or ("",))[0:1] * 2,
     }[setting.kind]
     # Large enough for any block, so that only the setting in question matters.
@@ -148,6 +153,9 @@ def test_paths_start_at_the_file_that_names_them(folder: Path) -> None:
     file = write(folder / "etc", 'data = "queue"')
     assert load(env={}, file=file).data == folder / "etc" / "queue"
     assert load(env={"STANDPIPE_DATA": "queue"}).data == Path("queue")
+    assert load(env={}, file=write(folder / "etc", 'spool = "out.spool"')).spool == (
+        folder / "etc" / "out.spool"
+    )
     assert load({"data": Path("~/queue")}, env={}).data == Path.home() / "queue"
     absolute = write(folder, 'data = "/var/queue"')
     assert load(env={}, file=absolute).data == Path("/var/queue")
@@ -231,6 +239,12 @@ def test_choices_do_not_depend_on_case(given_text: str, level: str) -> None:
         ("codec", "row", "row"),
         ("codec", 3, "not text"),
         ("log_level", "loud", "loud"),
+        ("acknowledge", "disk", "disk"),
+        ("acknowledge", "fsync,replicas=0", "replicas=0"),
+        ("when_full", "wait", "wait"),
+        ("max_len", "0", "0"),
+        ("max_bytes", "63KiB", "63KiB"),
+        ("spool", "", "not text"),
         ("url", "localhost:6379", "not a URL"),
         ("url", 6379, "not text"),
         ("data", "", "not text"),
@@ -372,6 +386,33 @@ def test_the_table_and_the_class_are_the_same_settings() -> None:
 def test_the_codecs_of_the_table_are_those_of_the_codec_package() -> None:
     """The names are written twice to save start-up time, so they are compared here."""
     assert CODECS == codec.CODECS
+
+
+@given(
+    text=st.lists(
+        st.sampled_from(["memory", " fsync", "replicas=1", "replicas=99 ", "replicas=0"])
+        | st.sampled_from(["replicas=100", "replicas=", "disk", "FSYNC", "", "fsync fsync"])
+        | st.text(max_size=4),
+        min_size=1,
+        max_size=3,
+    ).map(",".join)
+)
+def test_the_levels_of_the_table_are_those_that_a_producer_reads(text: str) -> None:
+    """The rule is written twice to save start-up time, so both are asked here."""
+
+    def takes(read: Callable[[str], object]) -> bool:
+        try:
+            read(text)
+        except ConfigError:
+            return False
+        return True
+
+    assert takes(BY_NAME["acknowledge"].read) == takes(Level.parse)
+
+
+def test_what_a_full_stream_may_do_is_what_a_definition_knows() -> None:
+    """So are these words."""
+    assert get_args(get_type_hints(Definition)["when_full"]) == WHEN_FULL
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +20,11 @@ from standpipe.cli.running import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from standpipe.formats import Chunk, ReadOptions, Rejects
-    from standpipe.producer import Producer
+    from standpipe.cli.sending import Counts
 
 EXAMPLE = "Example: standpipe send power_grid_stream readings.csv --key-field meter --null NaN"
-_ERRORS_SHOWN_MAX = 20
+IN_SPOOL = 3
+"""The exit code when everything is safe, but some of it waits in the spool."""
 
 
 @command
@@ -102,6 +100,11 @@ def send(
             show_default=False,
         ),
     ] = None,
+    max_len: Annotated[int | None, typer.Option(help="Entries of a new stream, at most.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="Bytes of a new stream, at most.")] = None,
+    when_full: Annotated[
+        str | None, typer.Option(help="block, or ring: a new stream drops its oldest then.")
+    ] = None,
     event_bytes_max: Annotated[
         str | None, typer.Option(help="Refuse larger events; 64KiB.")
     ] = None,
@@ -114,6 +117,13 @@ def send(
         str | None, typer.Option(help="Bytes held until acknowledged.")
     ] = None,
     send_deadline_ms: Annotated[str | None, typer.Option(help="Try for so long; 2m.")] = None,
+    acknowledge: Annotated[
+        str | None, typer.Option(help="memory, fsync, replicas=N or fsync,replicas=N.")
+    ] = None,
+    spool: Annotated[
+        str | None, typer.Option(help="A file that takes what the server does not; of this alone.")
+    ] = None,
+    spool_bytes_max: Annotated[str | None, typer.Option(help="Bytes in it; 1GiB.")] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -121,7 +131,14 @@ def send(
 
     A bad line is reported with its number and counted, the rest goes through, and the exit code
     is 1. Standard input is sent as it comes, so the command can stay at the end of a pipe.
+
+    With --spool the server may be away: the exit code is 3 when everything is safe, but some of it
+    waits in the spool. The next run, or `standpipe spool drain`, sends that first.
+
+    SIGTERM and Ctrl-C end the input: what was read is sent, or spooled, within ten seconds. If
+    there is more of a file the exit code is 1.
     """
+    from standpipe.cli.sending import NoRejects, Source, events_in, send_all
     from standpipe.formats import ReadOptions, Rejects, guess_format
     from standpipe.producer import Producer
     from standpipe.stream import Stream
@@ -131,12 +148,18 @@ def send(
         url=url,
         shards=shards,
         codec=codec,
+        max_len=max_len,
+        max_bytes=max_bytes,
+        when_full=when_full,
         event_bytes_max=event_bytes_max,
         block_events_max=block_events_max,
         block_bytes_max=block_bytes_max,
         buffer_events_max=buffer_events_max,
         buffer_bytes_max=buffer_bytes_max,
         send_deadline_ms=send_deadline_ms,
+        acknowledge=acknowledge,
+        spool=spool,
+        spool_bytes_max=spool_bytes_max,
     )
     chosen = format or guess_format(file)
     options = ReadOptions(
@@ -149,168 +172,63 @@ def send(
         text_fields=frozenset(text or ()),
         delimiter=delimiter,
     )
-    source = _Source(file, chosen, options)
+    source = Source(file, chosen, options)
+    aside_before = 0 if settings.spool is None else events_in(settings.spool)[1]
 
-    async def run() -> dict[str, Any]:
-        async with (
-            Stream(stream, settings.url, shards=settings.shards, codec=settings.codec) as opened,
-            Producer(
-                opened,
-                event_bytes_max=settings.event_bytes_max,
-                block_events_max=settings.block_events_max,
-                block_bytes_max=settings.block_bytes_max,
-                buffer_events_max=settings.buffer_events_max,
-                buffer_bytes_max=settings.buffer_bytes_max,
-                deadline_ms=settings.send_deadline_ms,
-            ) as producer,
-        ):
-            with source, Rejects(rejects) if rejects else _NoRejects() as kept:
-                return await _send_all(producer, source, kept, quiet=as_json)
+    async def run() -> Counts:
+        opened = Stream(
+            stream,
+            settings.url,
+            shards=settings.shards,
+            codec=settings.codec,
+            max_len=settings.max_len,
+            max_bytes=settings.max_bytes,
+            when_full=settings.when_full,
+        )
+        # The producer opens the stream: with a spool it can do so while the server is away.
+        async with Producer(
+            opened,
+            event_bytes_max=settings.event_bytes_max,
+            block_events_max=settings.block_events_max,
+            block_bytes_max=settings.block_bytes_max,
+            buffer_events_max=settings.buffer_events_max,
+            buffer_bytes_max=settings.buffer_bytes_max,
+            deadline_ms=settings.send_deadline_ms,
+            acknowledge=settings.acknowledge,
+            spool=settings.spool,
+            spool_bytes_max=settings.spool_bytes_max,
+        ) as producer:
+            with source, Rejects(rejects) if rejects else NoRejects() as kept:
+                return await send_all(producer, source, kept, quiet=as_json)
 
     counts = run_async(run())
+    if settings.spool is not None:
+        counts.in_spool, aside = events_in(settings.spool)
+        counts.set_aside = aside - aside_before
     if as_json:
-        print_json(counts)
+        print_json(vars(counts))
     else:
-        typer.echo(
-            f"sent {counts['sent']:,} events in {counts['seconds']:.2f} s "
-            f"({counts['events_per_s']:,.0f}/s), {counts['rejected']:,} lines rejected"
-            + (f", {counts['kept']:,} of them in {rejects}" if counts["kept"] else "")
-        )
-    if counts["rejected"]:
+        typer.echo(_summary(counts, rejects, settings.spool))
+    if counts.rejected or counts.unread or counts.unsent or counts.set_aside:
         raise typer.Exit(FAILED)
+    if counts.in_spool:
+        raise typer.Exit(IN_SPOOL)
 
 
-class _NoRejects:
-    """Where bad lines go that nobody wants to keep."""
-
-    written = 0
-
-    def add(self, chunk: Chunk) -> None:
-        """Nothing: they are counted and reported all the same."""
-
-    def __enter__(self) -> _NoRejects:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class _Source:
-    """The input: its chunks, and how far they are."""
-
-    def __init__(self, file: str, format: str, options: ReadOptions) -> None:
-        import sys
-
-        from standpipe.errors import ConfigError
-        from standpipe.formats import read_events
-
-        self.name = "standard input" if file == "-" else file
-        self.size: int | None = None
-        if file == "-":
-            if format == "parquet":
-                raise ConfigError(
-                    "Parquet cannot be read from standard input, which cannot seek",
-                    hint="Save it to a file and give the file's name.",
-                )
-            self._chunks = read_events(sys.stdin.buffer, format, options)
-        else:
-            path = Path(file)
-            self.size = path.stat().st_size if path.is_file() else None
-            self._chunks = read_events(path, format, options)
-
-    def next(self) -> Chunk | None:
-        return next(self._chunks, None)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
-
-    def __enter__(self) -> _Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._chunks.close()
-
-
-async def _send_all(
-    producer: Producer, source: _Source, rejects: Rejects | _NoRejects, *, quiet: bool
-) -> dict[str, Any]:
-    import asyncio
-    import time
-
-    began = time.perf_counter()
-    sent = rejected = 0
-    with _Progress(source, quiet=quiet) as progress:
-        # Reading may wait for a pipe, so it has a thread; sending goes on meanwhile.
-        while (chunk := await asyncio.to_thread(source.next)) is not None:
-            sent += await _send_chunk(producer, chunk)
-            for error in chunk.errors:
-                rejected += 1
-                if rejected <= _ERRORS_SHOWN_MAX:
-                    progress.say(f"{source.name}: {error.message} ({error.hint})")
-            if rejected > _ERRORS_SHOWN_MAX >= rejected - len(chunk.errors):
-                progress.say("more lines were rejected and are only counted")
-            rejects.add(chunk)
-            progress.update(chunk.bytes, producer.stats.acknowledged)
-        await producer.flush()
-        progress.update(source.size or 0, producer.stats.acknowledged)
-    seconds = time.perf_counter() - began
-    return {
-        "sent": sent,
-        "rejected": rejected,
-        "kept": rejects.written,
-        "seconds": round(seconds, 3),
-        "events_per_s": round(sent / seconds) if seconds else 0,
-    }
-
-
-async def _send_chunk(producer: Producer, chunk: Chunk) -> int:
-    """Send a chunk's events; those that only the producer refuses join the chunk's errors."""
-    from standpipe.errors import EventError, LineError
-
-    try:
-        await producer.send_many(chunk.events)
-        return len(chunk.events)
-    except EventError:
-        # One of them is too large, and none was taken: find it by sending them one by one.
-        sent = 0
-        for event, number in zip(chunk.events, chunk.numbers, strict=True):
-            try:
-                await producer.send(event)
-                sent += 1
-            except EventError as error:
-                text = f"line {number}: {error.message}"
-                chunk.errors.append(LineError(text, line=number, hint=error.hint))
-        return sent
-
-
-class _Progress:
-    """A progress bar on a terminal, and lines about what is wrong above it."""
-
-    def __init__(self, source: _Source, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[events]:,} events"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            transient=True,
+def _summary(counts: Counts, rejects: Path | None, spool: Path | None) -> str:
+    lines = [
+        f"sent {counts.sent:,} events in {counts.seconds:.2f} s "
+        f"({counts.events_per_s:,}/s), {counts.rejected:,} lines rejected"
+        + (f", {counts.kept:,} of them in {rejects}" if counts.kept else "")
+    ]
+    if spool is not None:
+        lines.append(
+            f"spool {spool}: {counts.spooled:,} events went there, {counts.drained:,} were "
+            f"drained, {counts.in_spool:,} wait"
+            + (f", {counts.set_aside:,} were set aside" if counts.set_aside else "")
         )
-        self._line = self._bar.add_task(source.name, total=source.size, events=0)
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def update(self, size: int, events: int) -> None:
-        self._bar.update(self._line, completed=size, events=events)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    if counts.unsent:
+        lines.append(f"{counts.unsent:,} events were read, but there was no room for them")
+    if counts.unread:
+        lines.append("stopped before the end of the file")
+    return "\n".join(lines)
