@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.servers.commands import started
 from tests.servers.fleet import (
     FIXTURES,
     cluster,
@@ -26,6 +27,7 @@ __all__ = [
     "sentinel",
     "server",
     "server_name",
+    "started",
     "stream_name",
     "tls_server",
 ]

@@ -29,6 +29,7 @@ StandpipeError
 │       ├── SpoolFullError      bytes_max is reached, or the disk is full retryable
 │       ├── SpoolInUseError     another process has the spool
 │       ├── SpoolUnusableError  it cannot be created, opened or written
+│       ├── SpoolNotDrainedError  blocks still wait in it at the deadline retryable
 │       ├── SpoolDamagedError   it does not hold what was written to it
 │       └── SpoolOrderError     a block was given after a later one
 ├── BlobError                   payloads kept beside the stream
@@ -334,6 +335,15 @@ class SpoolUnusableError(SpoolError):
     """The spool cannot be created, opened, read or written."""
 
     default_hint = "Give the path of a file on a local disk that this user may read and write."
+
+
+class SpoolNotDrainedError(SpoolError):
+    """Blocks still wait in the spool at the deadline of draining it; they are kept."""
+
+    retryable = True
+    default_hint = (
+        "Drain it again when the server takes events; `standpipe spool show` says how many."
+    )
 
 
 class SpoolDamagedError(SpoolError):

@@ -181,6 +181,9 @@ outage."""
 SPOOL_BUSY_MS_MAX: Final = 1_000
 """How long a spool waits for another program that has locked its file, such as a SQLite shell."""
 
+SPOOL_WATCH_MS: Final = 100
+"""How often a drain looks at what is left; that takes well below a millisecond."""
+
 SPOOL_CHECK_BLOCKS: Final = 32
 """Blocks that a check holds at once; between them the producer gets its turn."""
 

@@ -13,27 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conditions import eventually_sync
+from tests.servers.commands import ENV, run
 from tests.servers.fleet import Fleet, TestServer, is_alive
-
-ENV = {name: value for name, value in os.environ.items() if not name.startswith("STANDPIPE_")}
-
-
-def run(
-    *args: str, url: str = "", cwd: Path | None = None, stdin: str | bytes = ""
-) -> subprocess.CompletedProcess[str]:
-    """One command to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "standpipe", *args],
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-        cwd=cwd,
-        env=ENV | ({"STANDPIPE_URL": url} if url else {}),
-    )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-    )
 
 
 @pytest.fixture
@@ -42,32 +23,6 @@ def newest(fleet: Fleet) -> Iterator[TestServer]:
     found = fleet.shared("valkey-9.1")
     yield found
     fleet.check(found)
-
-
-@pytest.fixture
-def started() -> Iterator[object]:
-    """Starts commands that go on, and ends them after the test."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(*args: str, url: str = "", cwd: Path | None = None) -> subprocess.Popen[str]:
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "standpipe", *args],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=cwd,
-                env=ENV | ({"STANDPIPE_URL": url} if url else {}),
-            )
-        )
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 CSV = """meter,time,volts,amps

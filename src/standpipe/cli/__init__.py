@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from standpipe.cli import dead, demo, send, status, tail, up, version, work
+from standpipe.cli import dead, demo, send, spool, status, tail, up, version, work
 
 app = typer.Typer(
     name="standpipe",
@@ -61,6 +61,17 @@ app.command("status", short_help="Length, lag, pending, consumers, memory.", epi
     status.status
 )
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
+spools = typer.Typer(
+    help="What waits in a producer's spool, whether it is sound, and sending it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+spools.command("show", short_help="What waits, and what was set aside.", epilog=spool.SHOW_EXAMPLE)(
+    spool.show
+)
+spools.command("verify", short_help="Look for damage.", epilog=spool.VERIFY_EXAMPLE)(spool.verify)
+spools.command("drain", short_help="Send what waits.", epilog=spool.DRAIN_EXAMPLE)(spool.drain)
+app.add_typer(spools, name="spool", short_help="Show, check or drain a producer's spool.")
 app.command("version", short_help="What is installed.", epilog=version.EXAMPLE)(version.version)
 
 

@@ -81,7 +81,7 @@ def _print(status: StreamStatus) -> None:
             f"{shard.length:,}",
             since(shard.first),
             since(shard.last),
-            _size(shard.memory_bytes),
+            shown_size(shard.memory_bytes),
             f"{shard.dead:,}",
             *([f"{shard.trimmed or 0:,}"] if is_ring else []),
         )
@@ -105,7 +105,7 @@ def _print(status: StreamStatus) -> None:
         console.print("no consumer groups")
 
 
-def _size(count: int | None) -> str:
+def shown_size(count: int | None) -> str:
     """Bytes in the unit in which they have one to four digits."""
     if count is None:
         return "unknown"

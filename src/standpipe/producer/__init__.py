@@ -9,11 +9,12 @@ shard; ``lua/append.lua`` compares, appends and remembers in one atomic step. A 
 was lost is sent again with the same number and recognised.
 
 producer.py checks and encodes, buffer.py holds and counts, lane.py writes and tries again, block.py
-is what they pass on and what receipts wait for.
+is what they pass on and what receipts wait for; overflow.py moves them to the spool and back.
 """
 
 from standpipe.producer.block import Receipt, Receipts
 from standpipe.producer.buffer import ProducerStats
+from standpipe.producer.drain import Drained, drain
 from standpipe.producer.producer import Producer
 
-__all__ = ["Producer", "ProducerStats", "Receipt", "Receipts"]
+__all__ = ["Drained", "Producer", "ProducerStats", "Receipt", "Receipts", "drain"]

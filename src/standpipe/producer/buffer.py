@@ -72,6 +72,7 @@ class Shard:
         "acknowledged",
         "attempt",
         "drain",
+        "error",
         "key",
         "paused_until",
         "queue",
@@ -101,6 +102,8 @@ class Shard:
         self.paused_until = 0.0
         """When the next try may be, on the monotonic clock."""
         self.trouble_since: float | None = None
+        self.error: StandpipeError | None = None
+        """Why the last try failed."""
         self.wake = asyncio.Event()
         """Set when there is something to write; the shards of one lane share it."""
 
@@ -115,9 +118,10 @@ class Shard:
             self.sequence += 1
             block.sequence = self.sequence
 
-    def fail_once(self, began: float) -> int:
+    def fail_once(self, began: float, error: StandpipeError) -> int:
         """A try that began then failed: the next one comes after a pause, whose ms are returned."""
         self.attempt += 1
+        self.error = error
         wait_ms = backoff_ms(self.attempt)
         self.paused_until = time.monotonic() + wait_ms / 1000
         if self.trouble_since is None:
@@ -128,6 +132,7 @@ class Shard:
         self.attempt = 0
         self.paused_until = 0.0
         self.trouble_since = None
+        self.error = None
 
 
 class Buffer:

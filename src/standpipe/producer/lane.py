@@ -175,7 +175,7 @@ class Lane:
         if not trouble:
             return
         self._buffer.stats.retries += 1
-        wait_ms = max(shard.fail_once(began) for shard in trouble)
+        wait_ms = max(shard.fail_once(began, error) for shard, error in trouble.items())
         shard, error = next(iter(trouble.items()))
         # Ever more rarely: an outage of a day is not worth 40,000 lines.
         if shard.attempt & (shard.attempt - 1) == 0:

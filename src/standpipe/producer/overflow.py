@@ -122,13 +122,13 @@ class Overflow:
         except SpoolDamagedError as error:
             if error.sequence is None or error.producer_id is None:
                 self._say(error)
-                shard.fail_once(time.monotonic())
+                shard.fail_once(time.monotonic(), error)
                 return
             await self._set_aside(shard, error.producer_id, error.sequence, str(error))
             return
         except SpoolError as error:
             self._say(error)
-            shard.fail_once(time.monotonic())
+            shard.fail_once(time.monotonic(), error)
             return
         if not head:
             # What was counted is not there: somebody took it out.
@@ -151,7 +151,7 @@ class Overflow:
             # They are written again, and recognised; not in a hot loop.
             self._say(error)
             shard.drain.clear()
-            shard.fail_once(time.monotonic())
+            shard.fail_once(time.monotonic(), error)
 
     async def refused(self, shard: Shard, error: Exception) -> None:
         """The server will never take the oldest block that was brought back: it is set aside, so
@@ -177,7 +177,7 @@ class Overflow:
         except SpoolError as error:
             self._say(error)
             shard.drain.clear()
-            shard.fail_once(time.monotonic())
+            shard.fail_once(time.monotonic(), error)
 
     async def close(self) -> None:
         """Put what is left in memory into the spool, and close that."""

@@ -175,6 +175,11 @@ class Producer:
         """Counters since the start."""
         return self._buffer.stats
 
+    @property
+    def trouble(self) -> StandpipeError | None:
+        """What keeps events from the server now, of the first shard that has trouble; else None."""
+        return next((each.error for each in self._buffer.shards if each.error is not None), None)
+
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> Producer:
