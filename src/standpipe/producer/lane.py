@@ -180,9 +180,11 @@ class Lane:
         # Ever more rarely: an outage of a day is not worth 40,000 lines.
         if shard.attempt & (shard.attempt - 1) == 0:
             log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
-        if self._overflow is not None:
+        if self._overflow is None:
+            self._give_up_late(trouble)
+        else:
+            # What finds no room there waits in memory, however long: then sending waits.
             await self._overflow.put([shard for shard in trouble if self._overflow.is_due(shard)])
-        self._give_up_late(trouble)
 
     async def _write(self, written: list[tuple[Shard, Block]]) -> Trouble:
         """One exchange. Settles what it can; returns what calls for another try, by shard."""

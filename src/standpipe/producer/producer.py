@@ -73,8 +73,9 @@ class Producer:
         block_events_max: Events per block.
         block_bytes_max: Bytes per block before compression.
         event_bytes_max: A larger event is refused.
-        deadline_ms: How long a block is tried before its receipt fails, ms. Looked at between two
-            tries; one that waits for a reply waits for the server's ``reply_ms_max``.
+        deadline_ms: How long a block is tried before its receipt fails, ms; with a spool before it
+            goes there. Looked at between two tries; one that waits for a reply waits for the
+            server's ``reply_ms_max``.
         compress: Whether rows and columns are compressed when that is smaller.
         acknowledge: The level at which receipts resolve: ``memory``, ``fsync``, ``replicas=2``, or
             both: ``fsync,replicas=2``. docs/producer.md says what each can still lose.
