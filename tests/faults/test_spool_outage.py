@@ -87,20 +87,18 @@ TROUBLES: dict[str, Trouble] = {
 }
 FEW = [
     *(("killed", codec, shards) for codec in CODECS for shards in (1, 4)),
-    ("stopped", "plain", 1),
-    ("stopped", "rows", 4),
-    ("stopped", "columns", 1),
-    ("out of memory", "plain", 4),
-    ("out of memory", "rows", 1),
-    ("out of memory", "columns", 4),
+    ("stopped", "plain", 4),
+    ("stopped", "rows", 1),
+    ("out of memory", "rows", 4),
+    ("out of memory", "columns", 1),
     ("without disk", "plain", 1),
-    ("without disk", "rows", 4),
-    ("without disk", "columns", 1),
 ]
 ALL = [(name, codec, shards) for name in TROUBLES for codec in CODECS for shards in (1, 4)]
 
 
-async def _outage(server: TestServer, spool: Path, name: str, codec: str, shards: int) -> None:
+async def _outage(
+    server: TestServer, spool: Path, name: str, codec: str, shards: int, *, times: int
+) -> None:
     # A write to a server that hangs is given up after this.
     async with (
         Server(server.url, reply_ms_max=300) as own,
@@ -108,7 +106,7 @@ async def _outage(server: TestServer, spool: Path, name: str, codec: str, shards
         Producer(stream, spool=spool, deadline_ms=AFTER_MS) as producer,
     ):
         feeder = SpoolFeeder(producer)
-        for _ in range(2):
+        for _ in range(times):
             await feeder.until_acknowledged(60)
             async with TROUBLES[name](server, stream):
                 await feeder.until_spooled(100)
@@ -128,7 +126,7 @@ async def test_outage(
 ) -> None:
     """While the server is dead, hangs, is out of memory or without a disk, what is sent goes to the
     spool, and the receipts say so; then all of it is on the server, once and in order."""
-    await _outage(own_server("valkey-9.1", **KEPT), tmp_path / "s", name, codec, shards)
+    await _outage(own_server("valkey-9.1", **KEPT), tmp_path / "s", name, codec, shards, times=1)
 
 
 @pytest.mark.slow
@@ -137,10 +135,10 @@ async def test_outage_of_every_server(
     name: str, codec: str, shards: int, server_name: str, own_server: OwnServer, tmp_path: Path
 ) -> None:
     """So with every server that is supported."""
-    await _outage(own_server(server_name, **KEPT), tmp_path / "s", name, codec, shards)
+    await _outage(own_server(server_name, **KEPT), tmp_path / "s", name, codec, shards, times=3)
 
 
-@pytest.mark.parametrize(("codec", "shards"), [("plain", 1), ("rows", 4), ("columns", 1)])
+@pytest.mark.parametrize(("codec", "shards"), [("plain", 4), ("columns", 1)])
 async def test_full_stream(codec: str, shards: int, own_server: OwnServer, tmp_path: Path) -> None:
     """A stream that has reached its limit refuses; what is sent goes to the spool until somebody
     has made room, and then goes in, once and in order."""
@@ -354,9 +352,9 @@ async def test_send_waits_when_the_spool_is_full(own_server: OwnServer, tmp_path
         Producer(
             stream,
             spool=spool,
-            spool_bytes_max=64 * 1024,
+            spool_bytes_max=16 * 1024,
             deadline_ms=AFTER_MS,
-            buffer_events_max=500,
+            buffer_events_max=200,
         ) as producer,
     ):
         feeder = SpoolFeeder(producer)
@@ -369,7 +367,7 @@ async def test_send_waits_when_the_spool_is_full(own_server: OwnServer, tmp_path
         assert producer.stats.sent == sent
         assert producer.stats.failed == 0
         await asyncio.to_thread(server.start)
-        await feeder.until_acknowledged(600)
+        await feeder.until_acknowledged(300)
         await feeder.finish()
         await until_empty(spool)
         feeder.require_true_stats()
@@ -378,7 +376,7 @@ async def test_send_waits_when_the_spool_is_full(own_server: OwnServer, tmp_path
 
 def _is_waiting(feeder: SpoolFeeder, producer: Producer) -> bool:
     held = producer.stats.sent - producer.stats.acknowledged - producer.stats.spooled
-    return held >= 500
+    return held >= 200
 
 
 async def test_send_raises_when_the_spool_is_full(own_server: OwnServer, tmp_path: Path) -> None:
@@ -392,9 +390,9 @@ async def test_send_raises_when_the_spool_is_full(own_server: OwnServer, tmp_pat
         Producer(
             stream,
             spool=spool,
-            spool_bytes_max=64 * 1024,
+            spool_bytes_max=16 * 1024,
             deadline_ms=AFTER_MS,
-            buffer_events_max=500,
+            buffer_events_max=200,
             on_full="raise",
         ) as producer,
     ):
@@ -457,7 +455,7 @@ async def test_full_disk(own_server: OwnServer, small_disk: Path) -> None:
     server, spool = own_server("valkey-9.1", **KEPT), small_disk / "s"
     async with (
         Stream("power", server.url) as stream,
-        Producer(stream, spool=spool, deadline_ms=AFTER_MS, buffer_events_max=500) as producer,
+        Producer(stream, spool=spool, deadline_ms=AFTER_MS, buffer_events_max=200) as producer,
     ):
         feeder = SpoolFeeder(producer)
         server.kill()
@@ -468,7 +466,7 @@ async def test_full_disk(own_server: OwnServer, small_disk: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize)
         await eventually(lambda: _is_waiting(feeder, producer), 30, what="send waits")
         await asyncio.to_thread(server.start)
-        await feeder.until_acknowledged(600)
+        await feeder.until_acknowledged(300)
         await feeder.finish()
         await until_empty(spool)
         feeder.require_true_stats()

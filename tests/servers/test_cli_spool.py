@@ -159,20 +159,25 @@ def test_a_signal_with_a_full_spool(server: TestServer, tmp_path: Path, started:
 
 
 @pytest.fixture
-async def spool(server: TestServer, tmp_path: Path) -> Path:
-    """A spool with 30 events of two shards that were sent while the server was away."""
+def quick(own_server: OwnServer) -> TestServer:
+    return own_server("valkey-9.1")
+
+
+@pytest.fixture
+async def spool(quick: TestServer, tmp_path: Path) -> Path:
+    """A spool with 30 events of two shards that were sent while the server was out of memory."""
     path = tmp_path / "s"
-    async with Stream("power", server.url, shards=2, codec="plain", key_field="meter") as stream:
+    async with Stream("power", quick.url, shards=2, codec="plain", key_field="meter") as stream:
         producer = await Producer(stream, spool=path, deadline_ms=50, block_events_max=5).start()
-        server.kill()
+        quick.command("CONFIG", "SET", "maxmemory", "1")
         await producer.send_many(Event(f"m{n % 5}", TIME + n, {"n": n}) for n in range(30))
         await producer.flush()
         await producer.close()
-    server.start()
+    quick.command("CONFIG", "SET", "maxmemory", "0")
     return path
 
 
-def test_show(server: TestServer, spool: Path) -> None:
+def test_show(quick: TestServer, spool: Path) -> None:
     """`spool show` gives what waits per shard, what was set aside and why, and the first events."""
     found = json.loads(run("spool", "show", str(spool), "--json", "--events", "3").stdout)
     assert (found["stream"], found["events"], found["aside"]) == ("power", 30, [])
@@ -193,7 +198,7 @@ def test_show(server: TestServer, spool: Path) -> None:
     assert " n=" in text.splitlines()[-1]
 
 
-def test_verify(server: TestServer, spool: Path) -> None:
+def test_verify(quick: TestServer, spool: Path) -> None:
     """`spool verify` exits with 0 for a sound spool and with 1 and the finding for another."""
     sound = run("spool", "verify", str(spool))
     assert sound.returncode == 0
@@ -210,51 +215,51 @@ def test_verify(server: TestServer, spool: Path) -> None:
     assert "content: block 1000 of " in run("spool", "verify", str(spool)).stdout
 
 
-def test_drain(server: TestServer, spool: Path) -> None:
+def test_drain(quick: TestServer, spool: Path) -> None:
     """`spool drain` sends what waits and says how much that was; of an empty one nothing."""
-    drained = run("spool", "drain", str(spool), url=server.url)
+    drained = run("spool", "drain", str(spool), url=quick.url)
     assert drained.returncode == 0, drained.stderr
     assert "drained 30 events; nothing waits" in drained.stdout
-    assert sorted(stored(server)) == list(range(30))
-    again = run("spool", "drain", str(spool), "--json", url=server.url)
+    assert sorted(stored(quick)) == list(range(30))
+    again = run("spool", "drain", str(spool), "--json", url=quick.url)
     assert json.loads(again.stdout) == {"drained": 0, "set_aside": 0, "aside_events": 0}
 
 
-def test_drain_gives_a_lost_definition_back(server: TestServer, spool: Path) -> None:
+def test_drain_gives_a_lost_definition_back(quick: TestServer, spool: Path) -> None:
     """A server that has lost everything gets the stream's definition from the spool."""
-    server.command("FLUSHALL")
-    assert run("spool", "drain", str(spool), url=server.url).returncode == 0
-    assert sorted(stored(server)) == list(range(30))
-    assert '"key_field":"meter"' in server.cli("GET", "{power}:definition")
+    quick.command("FLUSHALL")
+    assert run("spool", "drain", str(spool), url=quick.url).returncode == 0
+    assert sorted(stored(quick)) == list(range(30))
+    assert '"key_field":"meter"' in quick.cli("GET", "{power}:definition")
 
 
-def test_drain_refuses_what_is_in_use(server: TestServer, spool: Path) -> None:
+def test_drain_refuses_what_is_in_use(quick: TestServer, spool: Path) -> None:
     """While a producer has the spool it drains it; the error names its process."""
     with Spool(spool):
-        refused = run("spool", "drain", str(spool), url=server.url)
+        refused = run("spool", "drain", str(spool), url=quick.url)
     assert refused.returncode == 1
     assert "is in use by process " in refused.stderr
 
 
-def test_drain_gives_up_at_its_deadline(server: TestServer, spool: Path) -> None:
+def test_drain_gives_up_at_its_deadline(quick: TestServer, spool: Path) -> None:
     """At the deadline it ends with exit code 1 and the reason; the events still wait."""
-    server.command("CONFIG", "SET", "maxmemory", "1")
-    refused = run("spool", "drain", str(spool), "--deadline", "300ms", url=server.url)
+    quick.command("CONFIG", "SET", "maxmemory", "1")
+    refused = run("spool", "drain", str(spool), "--deadline", "300ms", url=quick.url)
     assert refused.returncode == 1
     assert "30 events still wait" in refused.stderr
     assert "OOM" in refused.stderr
     assert waiting(spool) == 30
 
 
-def test_drain_ends_where_waiting_does_not_help(server: TestServer, spool: Path) -> None:
+def test_drain_ends_where_waiting_does_not_help(quick: TestServer, spool: Path) -> None:
     """A password that is wrong, or a stream that was made anew in another way, is an error at
     once, and the events still wait."""
-    url = f"redis://nobody:wrong@127.0.0.1:{server.port}"
+    url = f"redis://nobody:wrong@127.0.0.1:{quick.port}"
     refused = run("spool", "drain", str(spool), url=url)
     assert refused.returncode == 1
     assert "WRONGPASS" in refused.stderr
-    server.command("SET", "{power}:definition", '{"shards":4}')
-    other = run("spool", "drain", str(spool), url=server.url)
+    quick.command("SET", "{power}:definition", '{"shards":4}')
+    other = run("spool", "drain", str(spool), url=quick.url)
     assert other.returncode == 2
     assert "has shards 4 on the server, 2 was asked" in other.stderr
     assert waiting(spool) == 30
