@@ -67,7 +67,10 @@ def commands_page() -> str:
             *(f"{group.name} {c.name}" for c in group.typer_instance.registered_commands),
         ]
     lines = ["# Commands", "", GENERATED, ""]
-    lines += ["Exit codes: 0 ok, 1 failed, 2 wrong usage. `--json` prints facts for programs.", ""]
+    lines += [
+        "Exit codes: 0 ok, 1 failed, 2 wrong usage; `send` alone: 3. `--json` prints facts for programs.",
+        "",
+    ]
     for name in ("", *names):
         title = f"standpipe {name}".strip()
         lines += [f"## {title}", "", "```", *_help(name), "```", ""]

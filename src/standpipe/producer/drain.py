@@ -56,18 +56,17 @@ async def drain(
         Each block is added once, also when the process dies within this and it is done again.
     """
     deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-    reader = await asyncio.to_thread(SpoolReader, spool)
-    try:
-        first = await asyncio.to_thread(reader.summary)
-        if not first.blocks or first.stream is None:
-            return Drained(0, 0)
-        known = await asyncio.to_thread(lambda: reader.definition)
-        async with Producer(
-            _stream(first.stream, url, known),
-            spool=spool,
-            spool_bytes_max=first.bytes_max,
-            acknowledge=acknowledge,
-        ) as producer:
+    first, known = await asyncio.to_thread(_look, spool)
+    if not first.blocks or first.stream is None:
+        return Drained(0, 0)
+    async with Producer(
+        _stream(first.stream, url, known),
+        spool=spool,
+        spool_bytes_max=first.bytes_max,
+        acknowledge=acknowledge,
+    ) as producer:
+        reader = await asyncio.to_thread(SpoolReader, spool)
+        try:
             while (left := await asyncio.to_thread(reader.summary)).blocks:
                 if on_progress is not None:
                     on_progress(left)
@@ -80,10 +79,16 @@ async def drain(
                         + ("there was not enough time" if trouble is None else str(trouble))
                     )
                 await asyncio.sleep(SPOOL_WATCH_MS / 1000)
-    finally:
-        await asyncio.to_thread(reader.close)
+        finally:
+            # Before the producer closes: the last to close removes the log, if it may write.
+            await asyncio.to_thread(reader.close)
     set_aside = left.aside_events - first.aside_events
     return Drained(first.events - set_aside, set_aside)
+
+
+def _look(spool: Path | str) -> tuple[SpoolSummary, str | None]:
+    with SpoolReader(spool) as reader:
+        return reader.summary(), reader.definition
 
 
 def _stream(name: str, url: str, known: str | None) -> Stream:
