@@ -242,7 +242,7 @@ def test_kills(nursery: Nursery, own_server: OwnServer, tmp_path: Path) -> None:
     """However often the process dies, and wherever: what it was told is acknowledged or spooled is
     on the server in the end, once, in order per key, and nothing is there that was not sent."""
     server = own_server("valkey-9.1", appendonly="yes", appendfsync="always")
-    _kill_often(nursery, server, tmp_path, kills=44, codec="rows", seed=1)
+    _kill_often(nursery, server, tmp_path, kills=40, codec="rows", seed=1)
 
 
 @pytest.mark.slow
