@@ -59,6 +59,7 @@ class Lane:
         way: How blocks are written.
         on_connected: Called with each new connection, and a shard, before anything is written to
             it; says what level the server gives.
+        on_forgotten: Called when the server has lost what it had; a new connection follows.
         overflow: Where blocks go that wait too long; None: they fail at their deadline.
     """
 
@@ -70,6 +71,7 @@ class Lane:
         way: Way,
         *,
         on_connected: Callable[[Link, str], Awaitable[Level]],
+        on_forgotten: Callable[[], object],
         overflow: Overflow | None,
     ) -> None:
         self._buffer = buffer
@@ -77,6 +79,8 @@ class Lane:
         self._server = server
         self._way = way
         self._on_connected = on_connected
+        self._on_forgotten = on_forgotten
+        self._is_forgotten = False
         self._overflow = overflow
         self._wake = asyncio.Event()
         for shard in shards:
@@ -216,6 +220,10 @@ class Lane:
             return trouble | self._unanswered(written[came:], error)
         short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
         trouble = await self._settle(written, replies, short)
+        if self._is_forgotten:
+            self._is_forgotten = False
+            self._on_forgotten()
+            await self._disconnect()
         if any(isinstance(error, ScriptMissingError) for error in trouble.values()):
             link.taught.clear()
         if any(isinstance(error, _ASK_ANOTHER) for error in trouble.values()):
@@ -288,7 +296,8 @@ class Lane:
         sequence_key = shard.sequence_key
         if block.producer_id:
             sequence_key = side_key(shard.key, f"seq:{block.producer_id}")
-            numbers = (block.sequence, floor, 0)
+            is_own = sequence_key == shard.sequence_key
+            numbers = (block.sequence, floor, shard.acknowledged if is_own else 0)
         elif self._way.idempotent:
             numbers = (block.sequence, floor, shard.acknowledged)
         keys = [shard.key, sequence_key]
@@ -310,6 +319,7 @@ class Lane:
             self._buffer.stats.recognised += 1
         elif status == b"gap":
             self._buffer.stats.forgotten += 1
+            self._is_forgotten = True
             log.warning(
                 "the server has lost track of what this producer sent to %s before: "
                 "it lost data, or nothing was sent for %d h",

@@ -51,7 +51,7 @@ from standpipe.producer.lane import Lane, Way
 from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow
 from standpipe.spool import Spool
-from standpipe.stream import Stream
+from standpipe.stream import Definition, Stream
 from standpipe.wire import Link, pack
 
 if TYPE_CHECKING:
@@ -260,6 +260,7 @@ class Producer:
                 server,
                 way,
                 on_connected=self._on_connected,
+                on_forgotten=self._on_forgotten,
                 overflow=self._overflow,
             )
             for group in groups
@@ -280,6 +281,10 @@ class Producer:
             await self.stream.confirm()
             self._is_confirmed = True
         return await self._level.verified(link, shard_key)
+
+    def _on_forgotten(self) -> None:
+        # The definition may be gone as well: a reader would look for one shard.
+        self._is_confirmed = self.stream.definition == Definition()
 
     async def flush(self) -> None:
         """Wait until everything sent so far is acknowledged, in the spool, or has failed.
