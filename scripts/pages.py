@@ -68,7 +68,8 @@ def commands_page() -> str:
         ]
     lines = ["# Commands", "", GENERATED, ""]
     lines += [
-        "Exit codes: 0 ok, 1 failed, 2 wrong usage; `send` alone: 3. `--json` prints facts for programs.",
+        "Exit codes: 0 ok, 1 failed, 2 wrong usage; `send` alone: 3.",
+        "`--json` prints facts for programs.",
         "",
     ]
     for name in ("", *names):
