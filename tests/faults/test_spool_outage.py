@@ -560,12 +560,12 @@ async def test_server_with_another_definition(
 ) -> None:
     """A server whose stream was made anew in another way is given nothing; the error is in the log,
     and everything stays in the spool until the server is as it was."""
-    server, spool = own_server("valkey-9.1"), tmp_path / "s"
+    server, spool = own_server("valkey-9.1", **KEPT), tmp_path / "s"
     before = await fill_spool(server, spool, 300, shards=4)
+    server.command("SET", "{power}:definition", '{"shards":2}')
     server.kill()
     async with Producer(Stream("power", server.url), spool=spool, deadline_ms=AFTER_MS) as producer:
         await asyncio.to_thread(server.start)
-        server.command("SET", "{power}:definition", '{"shards":2}')
         feeder = SpoolFeeder(producer, first=300)
         await feeder.until_spooled(100)
         await feeder.finish()
