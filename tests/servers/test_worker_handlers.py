@@ -311,7 +311,7 @@ async def test_a_handler_that_never_waits_starves_nothing(
         before = calls(server, "xclaim")
         # The other one has nothing to read: all it could get is what was not renewed.
         other_run = asyncio.create_task(other.run())
-        await eventually(lambda: worker.stats.handled == 3_000)
+        await eventually(lambda: worker.stats.handled == 3_000, 60)
         # Renewed while more than 3 s were computed.
         assert calls(server, "xclaim") > before
         assert worker.consumer.stats.taken_from_us == 0
