@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from standpipe.errors import ReplyError, StandpipeError
+from standpipe.event import EventId
 from standpipe.stream import Stream
 
 
@@ -25,7 +26,7 @@ class GroupStatus(msgspec.Struct, frozen=True):
 
     name: str
     lag: int | None
-    """Entries not yet delivered; None where the server cannot know it (deletions, Redis 6.2)."""
+    """Entries not yet delivered; None where it cannot be known (see :func:`known_lag`)."""
     pending: int
     """Entries delivered and not acknowledged."""
     oldest_pending_ms: int | None
@@ -97,14 +98,14 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
     )
     dead = 0 if isinstance(dead, StandpipeError) else dead
     trimmed = None if isinstance(ringed, StandpipeError) else int(ringed or 0)
-    if isinstance(info, ReplyError) and "no such key" in str(info):
+    if _is_missing(info):
         # A shard that no event has reached yet: that is no fault.
         return ShardStatus(shard, key, 0, None, None, 0, dead, trimmed, [])
     if isinstance(info, StandpipeError):
         raise info
     if isinstance(groups, StandpipeError):
         raise groups
-    found = _mapping(info)
+    found = info_map(info)
     return ShardStatus(
         shard=shard,
         key=key,
@@ -114,12 +115,38 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
         memory_bytes=memory if isinstance(memory, int) else None,
         dead=dead,
         trimmed=trimmed,
-        groups=[await _group_status(stream, key, _mapping(group), now) for group in groups],
+        groups=[await _group_status(stream, key, found, info_map(group), now) for group in groups],
     )
 
 
+async def read_groups(stream: Stream, shard: int) -> list[GroupStatus]:
+    """Read the groups on one shard of an open stream.
+
+    Returns:
+        As the server lists them; none where no event or group has reached the shard yet.
+
+    Raises:
+        WrongTypeError: its key holds something else.
+        ServerError: the server cannot be reached or refuses.
+
+    Cost: XINFO STREAM, XINFO GROUPS and TIME; per group XPENDING and XINFO CONSUMERS.
+    """
+    key = stream.keys[shard]
+    info, groups, clock = await stream.server.call_many(
+        [("XINFO", "STREAM", key), ("XINFO", "GROUPS", key), ("TIME",)], key=key
+    )
+    if _is_missing(info):
+        return []
+    for reply in (info, groups, clock):
+        if isinstance(reply, StandpipeError):
+            raise reply
+    now = int(clock[0]) * 1000 + int(clock[1]) // 1000
+    found = info_map(info)
+    return [await _group_status(stream, key, found, info_map(group), now) for group in groups]
+
+
 async def _group_status(
-    stream: Stream, key: str, group: Mapping[str, Any], now: int
+    stream: Stream, key: str, info: Mapping[str, Any], group: Mapping[str, Any], now: int
 ) -> GroupStatus:
     name: bytes = group["name"]
     pending, consumers = await stream.server.call_many(
@@ -131,18 +158,46 @@ async def _group_status(
     oldest = None if pending[1] is None else now - int(pending[1].partition(b"-")[0])
     return GroupStatus(
         name=name.decode(),
-        lag=group.get("lag"),
+        lag=known_lag(info, group),
         pending=pending[0],
         oldest_pending_ms=oldest,
         last_delivered=group["last-delivered-id"].decode(),
         consumers=[
             ConsumerStatus(row["name"].decode(), row["pending"], row["idle"])
-            for row in map(_mapping, consumers)
+            for row in map(info_map, consumers)
         ],
     )
 
 
-def _mapping(reply: Any) -> dict[str, Any]:
+def known_lag(info: Mapping[str, Any], group: Mapping[str, Any]) -> int | None:
+    """How many entries of a shard a group has not been given yet.
+
+    Args:
+        info: The reply to XINFO STREAM.
+        group: The group's part of the reply to XINFO GROUPS.
+
+    Returns:
+        Exact at the ends of the stream: 0 behind the newest entry, all of them before the oldest.
+        In between what the server says; None where it does not know (entries were deleted, the
+        group was put there by ID, Redis 6.2).
+    """
+    last_delivered = EventId.parse(group["last-delivered-id"])
+    first, last = (_first_id(info.get(f"{end}-entry")) for end in ("first", "last"))
+    if first is None or last is None or last_delivered >= EventId.parse(last):
+        return 0
+    if last_delivered < EventId.parse(first):
+        # Redis 7.0 and Valkey count what was trimmed before it was delivered as lag, too.
+        return info["length"]
+    # What lies behind it is there, so a server that says 0 is wrong.
+    lag = group.get("lag")
+    return lag if lag and lag > 0 else None
+
+
+def _is_missing(reply: Any) -> bool:
+    return isinstance(reply, ReplyError) and "no such key" in str(reply)
+
+
+def info_map(reply: Any) -> dict[str, Any]:
     """XINFO answers with maps over RESP3, and with flat lists in versions that never changed it."""
     if isinstance(reply, dict):
         pairs: Any = reply.items()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
