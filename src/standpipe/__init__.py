@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from standpipe import datasets, errors, sync
+    from standpipe import datasets, errors, groups, sync
     from standpipe.deadletter import DeadLetters, Selection
     from standpipe.errors import StandpipeError
     from standpipe.event import Batch, Event, EventId
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "datasets",
     "errors",
+    "groups",
     "sync",
 ]
 
@@ -61,7 +62,7 @@ _HOMES = {
     "Stream": "stream",
     "Worker": "worker",
 }
-_MODULES = ("datasets", "errors", "sync")
+_MODULES = ("datasets", "errors", "groups", "sync")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ StandpipeError
 │   │   └── EventTooLargeError  larger than event_bytes_max
 │   ├── CodecError              a codec that is unknown or cannot carry this
 │   ├── LineError               a line of an input file, with its number
+│   ├── EntryUnitError          one event of a block, where only the whole entry will do
 │   ├── HandlerError            a handler that cannot be imported or called
 │   ├── ForkedError             used in a process that was forked from its own
 │   └── MissingExtraError       a feature whose extra is not installed
@@ -17,7 +18,9 @@ StandpipeError
 │   ├── StreamNotFoundError     nothing stands at the key
 │   ├── WrongTypeError          the key holds something else than a stream
 │   ├── GroupNotFoundError      the group is not there (any more)
-│   └── LetterNotFoundError     the dead letter is not there (any more)
+│   ├── LetterNotFoundError     the dead letter is not there (any more)
+│   ├── ConsumerNotFoundError   the group has no such consumer
+│   └── GroupInUseError         what is pending, unread or at work would be lost or upset
 ├── ProducerError               sending, beside what the server says
 │   ├── BackpressureError       the buffer is full and on_full="raise"    retryable
 │   ├── ProducerClosedError     the producer was closed before the acknowledgement
@@ -178,6 +181,12 @@ class LineError(InputError):
         self.text = text
 
 
+class EntryUnitError(InputError):
+    """One event of a block was named where only the whole entry can be acknowledged or moved."""
+
+    default_hint = "Give the entry ID, without the /index, if all of its events are meant."
+
+
 class HandlerError(InputError):
     """A handler cannot be imported or cannot be called as a handler."""
 
@@ -241,7 +250,21 @@ class WrongTypeError(StreamError):
 class GroupNotFoundError(StreamError):
     """The consumer group is not there, or not any more (NOGROUP)."""
 
-    default_hint = "A worker creates its group again; XINFO GROUPS <stream> lists those that exist."
+    default_hint = (
+        "A worker creates its group again; `standpipe group list <stream>` names those that exist."
+    )
+
+
+class ConsumerNotFoundError(StreamError):
+    """The group has no consumer of that name."""
+
+    default_hint = "`standpipe group list <stream>` names the consumers of each group."
+
+
+class GroupInUseError(StreamError):
+    """It would lose what a group has pending or unread, or upset the consumers at work."""
+
+    default_hint = "Stop the workers, let them finish, or say that it is meant (--force)."
 
 
 class LetterNotFoundError(StreamError):

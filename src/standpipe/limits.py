@@ -316,6 +316,18 @@ REQUEUES_MAX: Final = 3
 """How often a letter is requeued unless told otherwise, so that a program that requeues everything
 again and again ends."""
 
+# --- groups by hand ------------------------------------------------------------------------------
+
+MOVE_COUNT_MAX: Final = 10_000
+"""Entries of a shard that are counted before a group is moved over them: counting reads them whole,
+and blocks of 40 KiB would make 400 MB. Above it the number is "at least" this."""
+
+PENDING_SHOWN: Final = 20
+"""Pending entries that are shown unless more are asked for; the summary counts all of them."""
+
+ENTRIES_PER_LOOK: Final = 32
+"""Entries fetched at once to see how many events they carry: 8 MB of the largest blocks."""
+
 # --- embedded server -----------------------------------------------------------------------------
 
 SERVER_PORT: Final = 6390

@@ -64,8 +64,8 @@ class Reader:
         self.stream: Final = stream
         self.undecodable = 0
         self._follow = follow
-        self._start = _point(start, "start", is_end=False)
-        self._end = "+" if end is None or end == "$" else _point(end, "end", is_end=True)
+        self._start = parse_point(start, "start", is_end=False)
+        self._end = "+" if end is None or end == "$" else parse_point(end, "end", is_end=True)
         self._first_index = _index(start) or 0
         self._last_index = _index(end)
 
@@ -214,7 +214,7 @@ class Reader:
                 try:
                     if link is None or not link.is_open:
                         link = await self.stream.server.link(keys[0])
-                    points = [last[shard] or _before(self._start) for shard in shards]
+                    points = [last[shard] or id_before(self._start) for shard in shards]
                     read = pack(
                         "XREAD", "COUNT", READ_COUNT, "BLOCK", READ_BLOCK_MS,
                         "STREAMS", *keys, *points,
@@ -274,8 +274,8 @@ def _order(entry_id: bytes) -> tuple[int, int]:
     return int(ms), int(seq)
 
 
-def _before(point: str) -> bytes:
-    """The entry ID before a point: XREAD, unlike XRANGE, leaves out the one that it is given."""
+def id_before(point: str) -> bytes:
+    """The entry ID before a point: XREAD and XGROUP, unlike XRANGE, leave out the one given."""
     ms, seq = _order(b"0-0" if point == "-" else point.encode())
     if seq or not ms:
         return b"%d-%d" % (ms, max(0, seq - 1))
@@ -289,8 +289,12 @@ def _index(value: Point | None) -> int | None:
     return value.index if isinstance(value, EventId) else None
 
 
-def _point(value: Point, name: str, *, is_end: bool) -> str:
-    """A point as XRANGE takes it."""
+def parse_point(value: Point, name: str, *, is_end: bool) -> str:
+    """A point as XRANGE takes it.
+
+    Raises:
+        ConfigError, EventError: it is none.
+    """
     if isinstance(value, EventId):
         return value.entry
     if isinstance(value, str):

@@ -14,7 +14,7 @@ import standpipe
 NAMES = {
     "Batch", "Context", "DeadLetters", "EmbeddedServer", "Event", "EventId", "Producer", "Reader",
     "Receipt", "Reject", "Retry", "Selection", "StandpipeError", "Stream", "Worker", "__version__",
-    "datasets", "errors", "sync",
+    "datasets", "errors", "groups", "sync",
 }  # fmt: skip
 """Taking one away breaks programs; adding one is a promise."""
 HEAVY = {

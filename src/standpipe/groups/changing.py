@@ -1,0 +1,391 @@
+"""Creating, moving and deleting groups, and removing their consumers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from standpipe.clock import format_duration
+from standpipe.errors import (
+    ConfigError,
+    ConsumerNotFoundError,
+    GroupInUseError,
+    ReplyError,
+    StandpipeError,
+)
+from standpipe.event import EventId
+from standpipe.groups.shards import (
+    ShardGroup,
+    active_consumers,
+    entries,
+    find_group,
+    shards_of,
+)
+from standpipe.limits import IDLE_MS_MIN, MOVE_COUNT_MAX, READ_COUNT
+from standpipe.observe import info_map
+from standpipe.reader import Point, id_before, parse_point
+from standpipe.stream import Stream
+from standpipe.wire import script
+
+
+class Created(msgspec.Struct, frozen=True):
+    """What :func:`create_group` did on one shard."""
+
+    shard: int
+    key: str
+    outcome: Literal["created", "exists"]
+    is_new_stream: bool
+    """Whether the shard's key was not there: it is now, empty."""
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """What :func:`move_group` does on one shard."""
+
+    shard: int
+    key: str
+    before: str
+    """Its last-delivered ID until then."""
+    after: str
+    skipped: int
+    """Entries that have not been delivered and will not be."""
+    again: int
+    """Entries that have been passed and will be delivered again."""
+    is_exact: bool
+    """False: the two are lower bounds, as counting ended at its limit."""
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """What :func:`delete_group` does on one shard, and what the group had there."""
+
+    shard: int
+    key: str
+    outcome: Literal["deleted", "kept", "changed"]
+    """``kept``: a dry run; ``changed``: it was read from meanwhile, and is left as it is."""
+    pending: int
+    lag: int | None
+    """Entries that it had not been given; None: not known."""
+    last_delivered: str
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What :func:`remove_consumer` did on one shard."""
+
+    shard: int
+    key: str
+    outcome: Literal["removed", "absent", "pending", "active"]
+    """The last two: it came back to work meanwhile, and is left as it is."""
+    pending: int
+
+
+# --- create, move --------------------------------------------------------------------------------
+
+
+async def create_group(
+    stream: Stream, group: str, start: Point = "begin", *, shard: int | None = None
+) -> list[Created]:
+    """Create a group, on the shards where it does not stand yet; the others stay as they are.
+
+    Args:
+        stream: An open stream; shards that are not there yet are created, empty, as a worker does.
+        group: Its name.
+        start: What it is given first: ``begin``, ``end`` (what comes from now on: silently skips
+            what came before), a time, or an entry ID, itself included.
+        shard: This one alone.
+
+    Raises:
+        ConfigError: a name or a point that is none, or a point in the future.
+        EventError: the point looks like an ID and is none.
+        WrongTypeError: a shard's key holds something else.
+        ServerError: the server cannot be reached or refuses; the group may then stand on some
+            shards. Calling it again creates the rest.
+
+    Cost: TIME, XINFO STREAM, EXISTS and XGROUP CREATE per shard, in two round trips.
+    """
+    if not group or any(c.isspace() for c in group):
+        raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
+    last_delivered = _last_delivered(start, "start")
+    await _require_past(stream, start, last_delivered, shard)
+    found: list[Created] = []
+    for number in shards_of(stream, shard):
+        key = stream.keys[number]
+        existed, reply = await stream.server.call_many(
+            [
+                ("EXISTS", key),
+                ("XGROUP", "CREATE", key, group, last_delivered, "MKSTREAM"),
+            ],
+            key=key,
+        )
+        is_there = isinstance(reply, ReplyError) and "BUSYGROUP" in str(reply)
+        for error in (existed, None if is_there else reply):
+            if isinstance(error, StandpipeError):
+                raise error
+        found.append(Created(number, key, "exists" if is_there else "created", existed == 0))
+    return found
+
+
+async def move_group(
+    stream: Stream,
+    group: str,
+    to: Point,
+    *,
+    shard: int | None = None,
+    active_ms: int = IDLE_MS_MIN,
+    count_max: int = MOVE_COUNT_MAX,
+    dry_run: bool = False,
+    force: bool = False,
+) -> list[Moved]:
+    """Move a group: what it is given next is what is added at, or stands behind, a point.
+
+    What it has pending stays pending.
+
+    Args:
+        stream: An open stream.
+        group: Its name.
+        to: As ``start`` of :func:`create_group`. ``end`` is the newest entry that is there now.
+        shard: On this one alone.
+        active_ms: A consumer that asked for something within so many ms is at work.
+        count_max: Entries of a shard that are counted by reading them, at most.
+        dry_run: Count, and change nothing.
+        force: Also under consumers at work: they go on from the new point.
+
+    Returns:
+        Per shard on which it stands, what is skipped or delivered again.
+
+    Raises:
+        GroupInUseError: consumers are at work, and neither dry_run nor force is given.
+        GroupNotFoundError: it stands on no shard.
+        ConfigError, EventError: a point that is none, or in the future.
+        ServerError: the server cannot be reached or refuses; it may then be moved on some shards.
+
+    Cost: XGROUP SETID per shard. Counting: none where the lag is known and the point lies at an end
+        of the stream; else XRANGE of the entries in between, 256 per page, up to ``count_max``.
+    """
+    wanted = _last_delivered(to, "to")
+    found = await find_group(stream, group, shard)
+    await _require_past(stream, to, wanted, shard)
+    active = active_consumers(found, active_ms)
+    if active and not force and not dry_run:
+        raise GroupInUseError(
+            f"group {group!r} has consumers at work: {', '.join(active)}",
+            hint="Stop them first. With --force they go on from the new point; "
+            "--dry-run says what it would skip or deliver again.",
+        )
+    moves = [await _move(stream, each, wanted, count_max) for each in found]
+    if not dry_run:
+        for each in moves:
+            await stream.server.call("XGROUP", "SETID", each.key, group, each.after, key=each.key)
+    return moves
+
+
+async def _move(stream: Stream, group: ShardGroup, wanted: str, count_max: int) -> Moved:
+    key = group.key
+    info = info_map(await stream.server.call("XINFO", "STREAM", key, key=key))
+    # The ID that "$" stands for now: what comes before the group is moved is not skipped unsaid.
+    after = info["last-generated-id"].decode() if wanted == "$" else wanted
+    old, new = EventId.parse(group.last_delivered), EventId.parse(after)
+    first, last = info["first-entry"], info["last-entry"]
+    is_forward = new > old
+    count: int | None = None
+    if new == old or first is None:
+        count = 0
+    elif group.lag is not None and is_forward and new >= EventId.parse(last[0]):
+        count = group.lag
+    elif group.lag is not None and not is_forward and new < EventId.parse(first[0]):
+        count = info["length"] - group.lag
+    is_exact = True
+    if count is None:
+        low, high = (old, new) if is_forward else (new, old)
+        count, is_exact = await _count(stream, key, low.entry, high.entry, count_max)
+    skipped, again = (count, 0) if is_forward else (0, count)
+    return Moved(group.shard, key, group.last_delivered, after, skipped, again, is_exact)
+
+
+async def _count(
+    stream: Stream, key: str, above: str, up_to: str, count_max: int
+) -> tuple[int, bool]:
+    """Entries above an ID up to another one, and whether these are all."""
+    count = 0
+    while True:
+        rows: list[Any] = await stream.server.call(
+            "XRANGE", key, f"({above}", up_to, "COUNT", READ_COUNT, key=key
+        )
+        count += len(rows)
+        if count > count_max:
+            return count_max, False
+        if len(rows) < READ_COUNT:
+            return count, True
+        above = rows[-1][0].decode()
+
+
+def _last_delivered(point: Point, name: str) -> str:
+    """The ID that XGROUP takes, so that the entry at the point is the next one."""
+    text = point.strip() if isinstance(point, str) else point
+    if text in ("begin", "0", "-"):
+        return "0-0"
+    if text in ("end", "$"):
+        return "$"
+    if (isinstance(text, str) and "/" in text) or isinstance(text, EventId):
+        found = EventId.parse(text) if isinstance(text, str) else text
+        if found.index:
+            raise ConfigError(
+                f"{name} is {found}, an event inside an entry",
+                hint=f"A group is given whole entries: write {found.entry}.",
+            )
+    return id_before(parse_point(text, name, is_end=False)).decode()
+
+
+async def _require_past(
+    stream: Stream, point: Point, last_delivered: str, shard: int | None
+) -> None:
+    """Refuse a point to come: what is added until then would be skipped without a word."""
+    if last_delivered == "$":
+        return
+    wanted = EventId.parse(last_delivered)
+    for number in shards_of(stream, shard):
+        key = stream.keys[number]
+        (seconds, _), info = await stream.server.call_many(
+            [("TIME",), ("XINFO", "STREAM", key)], key=key
+        )
+        # The newest entry may be ahead of the clock: other producers choose their own IDs.
+        newest = 0
+        if not isinstance(info, StandpipeError):
+            newest = EventId.parse(info_map(info)["last-generated-id"]).ms
+        if wanted.ms > max(int(seconds) * 1000 + 999, newest):
+            raise ConfigError(
+                f"{point} is in the future of {key}",
+                hint="A group there skips all that is added until then; `end` is what comes next.",
+            )
+
+
+# --- delete, remove ------------------------------------------------------------------------------
+
+
+async def delete_group(
+    stream: Stream,
+    group: str,
+    *,
+    shard: int | None = None,
+    active_ms: int = IDLE_MS_MIN,
+    dry_run: bool = False,
+    force: bool = False,
+) -> list[Deleted]:
+    """Delete a group, if nothing is lost by it.
+
+    The entries stay in the stream. What is lost is that the group knew which of them it had to
+    handle. A worker at work would create it again, and be given everything.
+
+    Args:
+        stream: An open stream.
+        group: Its name.
+        shard: On this one alone.
+        active_ms: A consumer that asked for something within so many ms is at work.
+        dry_run: Say what it has, and delete nothing.
+        force: Also with entries pending or not delivered, and under consumers at work.
+
+    Returns:
+        Per shard on which it stood, what it had.
+
+    Raises:
+        GroupInUseError: something is pending or not delivered, that is not known, or consumers are
+            at work; and neither dry_run nor force is given. Nothing was deleted.
+        GroupNotFoundError: it stands on no shard.
+        ServerError: the server cannot be reached or refuses; it may then be gone from some shards.
+
+    Cost: XGROUP DESTROY per shard, beside looking.
+    """
+    found = await find_group(stream, group, shard)
+    if not force and not dry_run and (reasons := _losses(found, active_ms)):
+        raise GroupInUseError(
+            f"group {group!r} of {stream.name!r} is in use: {'; '.join(reasons)}",
+            hint="Let workers handle it, or look at it with `standpipe pending`; "
+            "--force deletes the group and what it had to handle with it.",
+        )
+    deleted: list[Deleted] = []
+    for each in found:
+        outcome: Literal["deleted", "kept", "changed"] = "kept"
+        if not dry_run:
+            is_gone = (
+                await stream.server.call("XGROUP", "DESTROY", each.key, group, key=each.key)
+                if force
+                else await stream.server.run(
+                    script("destroy"), (each.key,), group, each.last_delivered
+                )
+            )
+            outcome = "deleted" if is_gone else "changed"
+        deleted.append(
+            Deleted(each.shard, each.key, outcome, each.pending, each.lag, each.last_delivered)
+        )
+    return deleted
+
+
+def _losses(groups: list[ShardGroup], active_ms: int) -> list[str]:
+    """Why a group should not be deleted."""
+    reasons: list[str] = []
+    if pending := sum(each.pending for each in groups):
+        reasons.append(f"{entries(pending)} pending")
+    if lag := sum(each.lag or 0 for each in groups):
+        reasons.append(f"{entries(lag)} not delivered")
+    if unknown := [str(each.shard) for each in groups if each.lag is None]:
+        reasons.append(f"an unknown number of entries of shard {', '.join(unknown)} not delivered")
+    if active := active_consumers(groups, active_ms):
+        reasons.append(f"consumers are at work: {', '.join(active)}")
+    return reasons
+
+
+async def remove_consumer(
+    stream: Stream,
+    group: str,
+    consumer: str,
+    *,
+    shard: int | None = None,
+    active_ms: int = IDLE_MS_MIN,
+    force: bool = False,
+) -> list[Removed]:
+    """Remove a consumer from its group, if it has nothing pending.
+
+    Args:
+        stream: An open stream.
+        group: The group's name.
+        consumer: The consumer's.
+        shard: On this one alone.
+        active_ms: If it asked for something within so many ms it is at work.
+        force: Also if it is at work: it is there again with its next read. Never with entries
+            pending, which would be lost with it.
+
+    Returns:
+        Per shard on which the group stands.
+
+    Raises:
+        GroupInUseError: it has entries pending, or is at work. It was removed nowhere.
+        ConsumerNotFoundError, GroupNotFoundError: it, or the group, stands on no shard.
+        ServerError: the server cannot be reached or refuses.
+
+    Cost: one script per shard, beside looking.
+    """
+    found = await find_group(stream, group, shard)
+    known = [each for group in found for each in group.consumers if each.name == consumer]
+    if not known:
+        raise no_consumer(group, consumer)
+    if pending := sum(each.pending for each in known):
+        raise GroupInUseError(
+            f"consumer {consumer!r} of group {group!r} has {entries(pending)} pending",
+            hint="They would never be delivered again: claim them for another consumer first.",
+        )
+    idle_ms = min(each.idle_ms for each in known)
+    if idle_ms < active_ms and not force:
+        raise GroupInUseError(
+            f"consumer {consumer!r} of group {group!r} is at work: idle {format_duration(idle_ms)}",
+            hint="Stop it first: with its next read it would be there again.",
+        )
+    removed: list[Removed] = []
+    for each in found:
+        outcome, pending, _ = await stream.server.run(
+            script("remove"), (each.key,), group, consumer, 0 if force else active_ms
+        )
+        removed.append(Removed(each.shard, each.key, outcome.decode(), pending))
+    return removed
+
+
+def no_consumer(group: str, consumer: str, hint: str | None = None) -> ConsumerNotFoundError:
+    return ConsumerNotFoundError(f"group {group!r} has no consumer {consumer!r}", hint=hint)
