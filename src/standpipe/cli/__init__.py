@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from standpipe.cli import dead, demo, send, spool, status, tail, up, version, work
+from standpipe.cli import (
+    ack,
+    claim,
+    dead,
+    demo,
+    group,
+    pending,
+    send,
+    spool,
+    status,
+    tail,
+    up,
+    version,
+    work,
+)
 
 app = typer.Typer(
     name="standpipe",
@@ -72,6 +86,16 @@ spools.command("show", short_help="What waits, and what was set aside.", epilog=
 spools.command("verify", short_help="Look for damage.", epilog=spool.VERIFY_EXAMPLE)(spool.verify)
 spools.command("drain", short_help="Send what waits.", epilog=spool.DRAIN_EXAMPLE)(spool.drain)
 app.add_typer(spools, name="spool", short_help="Show, check or drain a producer's spool.")
+app.add_typer(group.app, name="group", short_help="Create, list, move and delete consumer groups.")
+app.command(
+    "pending",
+    short_help="What a group has not acknowledged, and who has it.",
+    epilog=pending.EXAMPLE,
+)(pending.pending)
+app.command("claim", short_help="Give pending entries to another consumer.", epilog=claim.EXAMPLE)(
+    claim.claim
+)
+app.command("ack", short_help="Acknowledge entries by hand.", epilog=ack.EXAMPLE)(ack.ack)
 app.command("version", short_help="What is installed.", epilog=version.EXAMPLE)(version.version)
 
 

@@ -35,6 +35,19 @@ Url = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 StreamName = Annotated[str, typer.Argument(help="The stream's name.", show_default=False)]
 
+Shard = Annotated[
+    int | None,
+    typer.Option("--shard", min=0, help="This shard alone [default: all]", show_default=False),
+]
+Idle = Annotated[
+    str | None,
+    typer.Option(
+        "--idle",
+        help="Idle for less is at work: 30s; 0s for none [default: the setting idle_ms_min]",
+        show_default=False,
+    ),
+]
+
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turn errors of ours into a message with its hint and an exit code."""
@@ -100,6 +113,13 @@ def settings_from(**flags: object) -> Settings:
     from standpipe.config import load
 
     return load(flags)
+
+
+def idle_ms(flag: str | None, settings: Settings) -> int:
+    """What --idle says, in ms."""
+    from standpipe.clock import parse_duration
+
+    return settings.idle_ms_min if flag is None else parse_duration(flag, name="--idle")
 
 
 def print_json(value: Any) -> None:

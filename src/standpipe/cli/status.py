@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from standpipe.cli.running import (
     Json,
@@ -42,38 +42,29 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
 
 
 def _print(status: StreamStatus) -> None:
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from standpipe.clock import format_duration
+    from standpipe.cli.tables import add_columns, console, lasting, new_table, number_or_unknown
     from standpipe.event import EventId
 
     def age(ms: int | None) -> str:
-        return "-" if ms is None else format_duration(max(0, ms))
+        return "-" if ms is None else lasting(ms)
 
     def since(entry_id: str | None) -> str:
         return (
             "-" if entry_id is None else age(status.read_at - EventId.parse(entry_id).ms) + " ago"
         )
 
-    def add_columns(table: Table, *names: str) -> None:
-        for name in names:
-            table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")
-
-    # Into a file or a pipe a line is as long as it has to be.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    style: dict[str, Any] = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
-    shards = Table(title=f"{status.name} on {status.url}", **style)
+    shards = new_table(
+        f"{status.name} on {status.url}",
+        "shard", "key", "entries", "oldest", "newest", "memory", "dead",
+        texts=_TEXTS,
+    )  # fmt: skip
     # Only a ring trims, so only a ring needs the column.
     is_ring = any(shard.trimmed for shard in status.shards)
-    add_columns(shards, "shard", "key", "entries", "oldest", "newest", "memory", "dead")
     if is_ring:
         add_columns(shards, "trimmed")
-    groups = Table(title="groups", **style)
-    add_columns(groups, "group", "shard", "lag", "pending", "oldest pending", "consumers")
+    groups = new_table(
+        "groups", "group", "shard", "lag", "pending", "oldest pending", "consumers", texts=_TEXTS
+    )
     for shard in status.shards:
         shards.add_row(
             str(shard.shard),
@@ -87,22 +78,22 @@ def _print(status: StreamStatus) -> None:
         )
         for group in shard.groups:
             consumers = [
-                f"{each.name}: {each.pending:,} pending, idle {format_duration(each.idle_ms)}"
+                f"{each.name}: {each.pending:,} pending, idle {lasting(each.idle_ms)}"
                 for each in group.consumers
             ]
             groups.add_row(
                 group.name,
                 str(shard.shard),
-                "unknown" if group.lag is None else f"{group.lag:,}",
+                number_or_unknown(group.lag),
                 f"{group.pending:,}",
                 age(group.oldest_pending_ms),
                 "\n".join(consumers) or "none",
             )
-    console.print(shards)
+    console().print(shards)
     if groups.row_count:
-        console.print(groups)
+        console().print(groups)
     else:
-        console.print("no consumer groups")
+        console().print("no consumer groups")
 
 
 def shown_size(count: int | None) -> str:
