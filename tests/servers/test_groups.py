@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -613,7 +615,8 @@ async def test_claiming_all_that_is_idle(server: TestServer, stream: Stream) -> 
         "w1": 1,
         "w2": 1_249,
     }
-    assert await groups.claim_idle(stream, "g", "w2") == []
+    server.command("XCLAIM", key, "g", "w2", 0, ids[1], "IDLE", 90_000, "JUSTID")
+    assert await groups.claim_idle(stream, "g", "w2") == [], "it has it already"
 
 
 async def test_claiming_what_was_deleted(server: TestServer, stream: Stream) -> None:
@@ -655,6 +658,36 @@ async def test_a_worker_takes_on_what_was_claimed_for_it(
         await eventually(lambda: "1-0" in seen, 20, what="1-0 handled")
         await eventually(lambda: "2-0" in seen, 20, what="2-0 handled")
     assert server.command("XPENDING", key, "g")[0] == 0
+
+
+# --- permissions ---------------------------------------------------------------------------------
+
+
+async def test_the_permissions_in_the_documentation_are_enough(
+    server_name: str, own_server: OwnServer
+) -> None:
+    """docs/operations.md names what a user needs who works on groups, and on the stream's keys."""
+    server = own_server(server_name)
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (said,) = re.findall(r"\[groups by hand\]\(groups.md\)\s+`([A-Z ]+)`", page)
+    commands = [f"+{name.lower()}" for name in said.split()]
+    keys = ("~power*", "~{power}*")
+    server.command(
+        "ACL", "SETUSER", "ops", "on", ">pw", *keys, "+hello", "+client|setname", *commands
+    )
+    add(server, "power", 3)
+    async with Stream("power", f"redis://ops:pw@127.0.0.1:{server.port}") as stream:
+        await groups.create_group(stream, "g", "1-0")
+        give(server, "power", "g", "w1", 3)
+        report = await groups.read_pending(stream, "g", with_events=True)
+        assert [entry.events for entry in report.entries] == [1, 1, 1]
+        await groups.claim_idle(stream, "g", "w2", idle_ms_min=0, create=True)
+        await groups.ack_entries(stream, "g", ["1-0/0", "2-0", "3-0"])
+        await groups.remove_consumer(stream, "g", "w1", force=True)
+        await groups.move_group(stream, "g", "2-0", force=True)
+        await groups.move_group(stream, "g", "end", force=True)
+        (done,) = await groups.delete_group(stream, "g", active_ms=0)
+        assert done.outcome == "deleted"
 
 
 # --- in a cluster --------------------------------------------------------------------------------

@@ -244,14 +244,14 @@ async def _require_past(
     wanted = EventId.parse(last_delivered)
     for number in shards_of(stream, shard):
         key = stream.keys[number]
-        (seconds, _), info = await stream.server.call_many(
-            [("TIME",), ("XINFO", "STREAM", key)], key=key
-        )
+        clock, info = await stream.server.call_many([("TIME",), ("XINFO", "STREAM", key)], key=key)
+        if isinstance(clock, StandpipeError):
+            raise clock
         # The newest entry may be ahead of the clock: other producers choose their own IDs.
         newest = 0
         if not isinstance(info, StandpipeError):
             newest = EventId.parse(info_map(info)["last-generated-id"]).ms
-        if wanted.ms > max(int(seconds) * 1000 + 999, newest):
+        if wanted.ms > max(int(clock[0]) * 1000 + 999, newest):
             raise ConfigError(
                 f"{point} is in the future of {key}",
                 hint="A group there skips all that is added until then; `end` is what comes next.",

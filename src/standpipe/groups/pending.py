@@ -408,8 +408,6 @@ async def claim_entries(
     for row in rows:
         if owner is not None and row.consumer != owner:
             said[row.id.decode()] = row.settled("another owner")
-        elif row.idle_ms < idle_ms_min:
-            said[row.id.decode()] = row.settled("not idle")
         else:
             taken.append(row)
     for number in {row.shard for row in taken}:
