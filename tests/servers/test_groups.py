@@ -337,8 +337,15 @@ async def test_a_group_that_has_done_all_is_deleted(server: TestServer, stream: 
     server.command("XACK", key, "g", *give(server, key, "g", "w", 10))
     with pytest.raises(GroupInUseError, match="consumers are at work: w "):
         await groups.delete_group(stream, "g")
+    letter = stream.requeued_key(0, "g")
+    server.command("XADD", letter, "*", "d", "x")
+    with pytest.raises(GroupInUseError, match="requeued dead letters: 1"):
+        await groups.delete_group(stream, "g", active_ms=0)
+    (would,) = await groups.delete_group(stream, "g", dry_run=True)
+    assert would.requeued == 1
+    server.command("DEL", letter)
     (did,) = await groups.delete_group(stream, "g", active_ms=0)
-    assert (did.outcome, did.pending, did.lag) == ("deleted", 0, 0)
+    assert (did.outcome, did.pending, did.lag, did.requeued) == ("deleted", 0, 0, 0)
     assert raw_groups(server, key) == {}
 
 
@@ -734,8 +741,8 @@ async def test_cluster(cluster: Callable[..., TestCluster]) -> None:
 
 def test_results_are_json() -> None:
     """What the functions return can be written as JSON, unknown as null."""
-    said = msgspec.json.encode(groups.Deleted(0, "k", "kept", 3, None, "5-0"))
+    said = msgspec.json.encode(groups.Deleted(0, "k", "kept", 3, None, 0, "5-0"))
     assert msgspec.json.decode(said) == {
         "shard": 0, "key": "k", "outcome": "kept", "pending": 3, "lag": None,
-        "last_delivered": "5-0",
+        "requeued": 0, "last_delivered": "5-0",
     }  # fmt: skip

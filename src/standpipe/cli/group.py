@@ -224,6 +224,7 @@ def delete(
             typer.echo(
                 f"{each.key}  {group}  {words[each.outcome]} {entries(each.pending)} pending, "
                 f"{number_or_unknown(each.lag)} not delivered"
+                + (f", requeued dead letters: {each.requeued:,}" if each.requeued else "")
             )
     if any(each.outcome == "changed" for each in found):
         raise typer.Exit(FAILED)

@@ -65,6 +65,8 @@ class Deleted(msgspec.Struct, frozen=True):
     pending: int
     lag: int | None
     """Entries that it had not been given; None: not known."""
+    requeued: int
+    """Dead letters that were requeued for it and wait: they stay, for a group of its name."""
     last_delivered: str
 
 
@@ -287,22 +289,26 @@ async def delete_group(
         Per shard on which it stood, what it had.
 
     Raises:
-        GroupInUseError: something is pending or not delivered, that is not known, or consumers are
-            at work; and neither dry_run nor force is given. Nothing was deleted.
+        GroupInUseError: something is pending, not delivered or requeued for it, that is not known,
+            or consumers are at work; and neither dry_run nor force is given. Nothing was deleted.
         GroupNotFoundError: it stands on no shard.
         ServerError: the server cannot be reached or refuses; it may then be gone from some shards.
 
-    Cost: XGROUP DESTROY per shard, beside looking.
+    Cost: XLEN and XGROUP DESTROY per shard, beside looking.
     """
     found = await find_group(stream, group, shard)
-    if not force and not dry_run and (reasons := _losses(found, active_ms)):
+    requeued = [
+        await stream.server.call("XLEN", stream.requeued_key(each.shard, group), key=each.key)
+        for each in found
+    ]
+    if not force and not dry_run and (reasons := _losses(found, sum(requeued), active_ms)):
         raise GroupInUseError(
             f"group {group!r} of {stream.name!r} is in use: {'; '.join(reasons)}",
             hint="Let workers handle it, or look at it with `standpipe pending`; "
             "--force deletes the group and what it had to handle with it.",
         )
     deleted: list[Deleted] = []
-    for each in found:
+    for each, letters in zip(found, requeued, strict=True):
         outcome: Literal["deleted", "kept", "changed"] = "kept"
         if not dry_run:
             is_gone = (
@@ -314,12 +320,14 @@ async def delete_group(
             )
             outcome = "deleted" if is_gone else "changed"
         deleted.append(
-            Deleted(each.shard, each.key, outcome, each.pending, each.lag, each.last_delivered)
+            Deleted(
+                each.shard, each.key, outcome, each.pending, each.lag, letters, each.last_delivered
+            )
         )
     return deleted
 
 
-def _losses(groups: list[ShardGroup], active_ms: int) -> list[str]:
+def _losses(groups: list[ShardGroup], requeued: int, active_ms: int) -> list[str]:
     """Why a group should not be deleted."""
     reasons: list[str] = []
     if pending := sum(each.pending for each in groups):
@@ -328,6 +336,8 @@ def _losses(groups: list[ShardGroup], active_ms: int) -> list[str]:
         reasons.append(f"{entries(lag)} not delivered")
     if unknown := [str(each.shard) for each in groups if each.lag is None]:
         reasons.append(f"an unknown number of entries of shard {', '.join(unknown)} not delivered")
+    if requeued:
+        reasons.append(f"requeued dead letters: {requeued:,}")
     if active := active_consumers(groups, active_ms):
         reasons.append(f"consumers are at work: {', '.join(active)}")
     return reasons
