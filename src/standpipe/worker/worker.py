@@ -553,7 +553,9 @@ class Worker:
             if any(map(_decode_error, entries)) or len(entries) > 1:
                 await self._queue_decodable(call.argument, call.opened, call.deliveries)
                 return
-        reason = "".join(traceback.format_exception_only(error)).strip()
+        # What is no Unicode can neither be logged nor kept.
+        text = "".join(traceback.format_exception_only(error)).strip()
+        reason = text.encode(errors="backslashreplace").decode()
         if after_failure(call.deliveries, self._deliveries_max) == "dead":
             await self._give_up(call, reason, error)
             return
