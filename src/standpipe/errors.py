@@ -42,6 +42,10 @@ StandpipeError
 │   ├── BlobTooLargeError       larger than blob_bytes_max
 │   ├── BlobDeniedError         permissions forbid it
 │   └── BlobStoreError          disk full, network, folder not there      retryable
+├── SinkError                   the place where a worker's sink keeps events
+│   ├── SinkUnreachableError    down, locked, full: the events wait       retryable
+│   ├── SinkUnusableError       its table, its folder or the rights on it do not do
+│   └── SinkRefusedError        an event does not fit the table
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -466,6 +470,35 @@ class BlobStoreError(BlobError):
     retryable = True
     default_hint = (
         "Check the free space, that the disk is mounted and the URL reachable, and put it again."
+    )
+
+
+# --- sinks ---------------------------------------------------------------------------------------
+
+
+class SinkError(StandpipeError):
+    """A sink, the place where a worker keeps events, failed or refused."""
+
+
+class SinkUnreachableError(SinkError):
+    """The database or folder is down, locked, full or out of reach: its events wait."""
+
+    retryable = True
+    default_hint = "Bring it back: the events stay in the stream until then, and none is given up."
+
+
+class SinkUnusableError(SinkError):
+    """The table or folder, or the rights on it, are not what the sink needs: its events wait."""
+
+    default_hint = "docs/sinks.md says which columns and which unique index the table has to have."
+
+
+class SinkRefusedError(SinkError):
+    """An event does not fit the table; it becomes a dead letter with this reason."""
+
+    default_hint = (
+        "Change the column or the producer, then requeue the dead letter; or send that field under "
+        "another name."
     )
 
 

@@ -328,6 +328,32 @@ PENDING_SHOWN: Final = 20
 ENTRIES_PER_LOOK: Final = 32
 """Entries fetched at once to see how many events they carry: 8 MB of the largest blocks."""
 
+# --- sinks ---------------------------------------------------------------------------------------
+
+SINK_COLUMNS_MAX: Final = 1_500
+"""Columns of a sink's table. PostgreSQL has 1600 at most, dropped ones included, SQLite 2000."""
+
+SINK_RETRY_MS_MIN: Final = 200
+SINK_RETRY_MS_MAX: Final = 10_000
+"""Backoff while a sink is out of reach: doubling from the first to the second, with jitter. A
+database that is back is found within the second."""
+
+SINK_BUSY_MS_MAX: Final = 10_000
+"""How long a sink waits for the lock of a SQLite file, or of a PostgreSQL table to add a column: the
+table's readers wait behind it."""
+
+SINK_CONNECT_S_MAX: Final = 10
+SINK_SILENCE_MS_MAX: Final = 30_000
+"""How long connecting to PostgreSQL may take, and how long data that was sent may stay without the
+network's acknowledgement. A thread that waits cannot be cancelled: it holds up a drain."""
+
+SINK_FILE_STEM_BYTES_MAX: Final = 120
+"""Bytes of a stream's name in the name of a Parquet file; IDs and number take up to 110, and most
+file systems end at 255."""
+
+POSTGRES_NAME_BYTES_MAX: Final = 63
+"""Bytes of a name in PostgreSQL (NAMEDATALEN - 1), which cuts longer ones in silence."""
+
 # --- embedded server -----------------------------------------------------------------------------
 
 SERVER_PORT: Final = 6390

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,19 +21,30 @@ from standpipe.cli.running import (
     settings_from,
 )
 
+if TYPE_CHECKING:
+    from standpipe.sinks import Sink
+
 EXAMPLE = "Example: standpipe work power_grid_stream app:store --group monitoring --processes 2"
 
 
 @command
 def work(
     stream: StreamName,
-    handler: Annotated[
-        str,
-        typer.Argument(help="module:function, importable from here.", show_default=False),
-    ],
     group: Annotated[
         str, typer.Option("--group", "-g", help="The consumer group.", show_default=False)
     ],
+    handler: Annotated[
+        str | None,
+        typer.Argument(help="module:function, importable from here.", show_default=False),
+    ] = None,
+    sink: Annotated[
+        str | None,
+        typer.Option(
+            "--sink",
+            help="Instead of a handler: keep every event once in postgres://…, sqlite:PATH or "
+            "parquet:FOLDER.",
+        ),
+    ] = None,
     processes: Annotated[
         str,
         typer.Option(
@@ -84,9 +95,10 @@ def work(
     from standpipe.cli.processes import on_stdin_closed, process_count, run_processes
 
     count = process_count(processes)
+    # With processes: fail here, once and clearly, instead of in every child again and again.
+    keeper = load_sink(sink) if sink and not handler else None
+    function = keeper.write if keeper else load_handler(handler, sink)
     if count > 1:
-        # Fail here, once and clearly, instead of in every child again and again.
-        load_handler(handler)
         restarts = run_async(run_processes(count))
         if as_json:
             print_json({"processes": count, "restarts": restarts})
@@ -98,7 +110,6 @@ def work(
     from standpipe.typed import takes_batch
     from standpipe.worker import Worker
 
-    function = load_handler(handler)
     wants_batch = takes_batch(function) if batch is None else batch
     settings = settings_from(
         url=url,
@@ -145,22 +156,46 @@ def work(
             f"the handler called sys.exit({ended.code!r})",
             hint="Its event comes again; raise Reject to give it up, or Retry to try it later.",
         ) from None
+    finally:
+        if keeper:
+            keeper.close()
     if as_json:
         print_json(counts)
     else:
         typer.echo(", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items()))
 
 
-def load_handler(path: str) -> Callable[..., Any]:
+def load_sink(url: str) -> Sink:
+    """The sink of a URL, which can be used, or is only not there yet.
+
+    Raises:
+        ConfigError: the URL is none of a sink.
+        SinkUnusableError, MissingExtraError: the sink cannot be used as it is.
+    """
+    from standpipe.sinks import open_sink
+    from standpipe.sinks.sink import require_reachable
+
+    sink = open_sink(url)
+    require_reachable(sink)
+    return sink
+
+
+def load_handler(path: str | None, sink: str | None = None) -> Callable[..., Any]:
     """Import ``module:function``, also from the current folder.
 
     Raises:
-        HandlerError: the path is malformed, the module cannot be imported, or has no such function.
+        HandlerError: the path is malformed, the module cannot be imported, or has no such function;
+            or there is not just one of handler and sink.
     """
     from importlib import import_module
 
     from standpipe.errors import HandlerError
 
+    if path is None or sink is not None:
+        raise HandlerError(
+            "a worker has a handler or a sink, and one of the two",
+            hint="Give module:function, or --sink URL.",
+        )
     module_name, colon, name = path.partition(":")
     if not colon or not module_name or not name:
         raise HandlerError(f"handler {path!r} is not module:function")

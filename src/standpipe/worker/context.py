@@ -13,12 +13,19 @@ class Retry(Exception):
 
     Args:
         after: How long to wait, ms or ``"30s"``; None: the usual backoff.
+        counts: False when it is no fault of the event, such as a database that is down: it then
+            waits as long as it takes, and is not given up for it.
     """
 
     def __init__(
-        self, reason: str = "the handler asked for a retry", *, after: int | str | None = None
+        self,
+        reason: str = "the handler asked for a retry",
+        *,
+        after: int | str | None = None,
+        counts: bool = True,
     ) -> None:
         super().__init__(reason)
+        self.counts: Final = counts
         self.after_ms: Final = None if after is None else parse_duration(after, name="after")
 
 

@@ -553,6 +553,9 @@ class Worker:
             if any(map(_decode_error, entries)) or len(entries) > 1:
                 await self._queue_decodable(call.argument, call.opened, call.deliveries)
                 return
+        if isinstance(error, Retry) and not error.counts:
+            await self._put_off(call, error.after_ms)
+            return
         # What is no Unicode can neither be logged nor kept.
         text = "".join(traceback.format_exception_only(error)).strip()
         reason = text.encode(errors="backslashreplace").decode()
@@ -574,6 +577,20 @@ class Worker:
         )
         call.deliveries += 1
         self._queue_later(call, wait_ms)
+
+    async def _put_off(self, call: Call, wait_ms: int | None) -> None:
+        """Try again later as if this try had not been, also for those who take it over."""
+        self.stats.retried += 1
+        if call.deliveries > 1:
+            # It was counted before it began. A higher count is that of an entry's other event.
+            for entry in call.opened:
+                if entry.deliveries == call.deliveries:
+                    entry.deliveries -= 1
+            call.deliveries -= 1
+            await self._count(call)
+            call.deliveries += 1
+        log.debug("put off %s of shard %d", call.first, call.opened[0].shard)
+        self._queue_later(call, handler_backoff_ms(1) if wait_ms is None else wait_ms)
 
     def _queue_later(self, call: Call, wait_ms: int) -> None:
         def put() -> None:
