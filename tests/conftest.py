@@ -17,13 +17,16 @@ from tests.servers.fleet import (
     stream_name,
     tls_server,
 )
+from tests.servers.postgres import own_postgres, postgres
 
 # pytest finds fixtures under the names that this module has.
 __all__ = [
     "cluster",
     "fleet",
     "own_fleet",
+    "own_postgres",
     "own_server",
+    "postgres",
     "sentinel",
     "server",
     "server_name",
@@ -41,5 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by fixture, before ``-m`` selects by mark."""
     for item in items:
-        if not set(FIXTURES).isdisjoint(getattr(item, "fixturenames", ())):
+        if not {*FIXTURES, "postgres", "own_postgres"}.isdisjoint(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker("servers")

@@ -339,8 +339,8 @@ SINK_RETRY_MS_MAX: Final = 10_000
 database that is back is found within the second."""
 
 SINK_BUSY_MS_MAX: Final = 10_000
-"""How long a sink waits for the lock of a SQLite file, or of a PostgreSQL table to add a column: the
-table's readers wait behind it."""
+"""How long a sink waits for the lock of a SQLite file, or of a PostgreSQL table that gets a column:
+the table's readers wait behind it."""
 
 SINK_CONNECT_S_MAX: Final = 10
 SINK_SILENCE_MS_MAX: Final = 30_000

@@ -222,7 +222,7 @@ def _kind_of(field: str, values: Sequence[Any]) -> Kind | None:
     if kinds <= _NUMBERS:
         return Kind.FLOAT
     found = " and ".join(sorted(kind.value for kind in kinds))
-    raise SinkRefusedError(f"field {field!r} is {found} in one batch, and its column is to be made")
+    raise SinkRefusedError(f"field {field!r} is both {found}, and has no column yet")
 
 
 def _check_name(field: str, name: str, taken: Sequence[str], rules: Rules) -> None:
