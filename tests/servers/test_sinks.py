@@ -403,7 +403,7 @@ async def test_what_is_put_off_does_not_count(stream: Stream) -> None:
         worker = Worker(stream, "g", deliveries_max=3, idle_ms_min=100)
         worker.batch(handle)
         run = asyncio.create_task(worker.run())
-        await eventually(lambda: len(seen) == tries)
+        await eventually(lambda tries=tries: len(seen) == tries)
         await eventually(lambda: set_back(stream))
         # Cancelled, it gives nothing back: as one that was killed.
         run.cancel()
