@@ -330,7 +330,8 @@ class PostgresSink(Sink):
 def _sink_error(error: psycopg.Error) -> SinkError:
     import psycopg
 
-    text = str(error).strip()
+    # psycopg says it in several lines, and the log has one for each warning.
+    text = " ".join(str(error).split())
     is_about_the_row = isinstance(error, (psycopg.DataError, psycopg.IntegrityError))
     if is_about_the_row or error.sqlstate in _REFUSED_STATES:
         return SinkRefusedError(f"PostgreSQL refuses the row: {text}")
