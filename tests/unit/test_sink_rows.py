@@ -184,7 +184,7 @@ def test_urls(url: str, what: str) -> None:
         "mysql://h/d",
         "sqlite:",
         "parquet:?source=x",
-        "sqlite:a?tabel=t",
+        "sqlite:a?tables=t",
         "sqlite:a?table=",
         "parquet:a?table=t",
         "postgres://h/d?no_such_parameter=1",
