@@ -336,16 +336,17 @@ SINK_COLUMNS_MAX: Final = 1_500
 SINK_RETRY_MS_MIN: Final = 200
 SINK_RETRY_MS_MAX: Final = 10_000
 """Backoff while a sink is out of reach: doubling from the first to the second, with jitter. A
-database that is back is found within the second."""
+database that is back is found within the second of these."""
 
 SINK_BUSY_MS_MAX: Final = 10_000
-"""How long a sink waits for the lock of a SQLite file, or of a PostgreSQL table that gets a column:
-the table's readers wait behind it."""
+"""How long a sink waits for the lock of a SQLite file, of a PostgreSQL table that gets a column (its
+readers wait as long), or for another's transaction that has the same events."""
 
 SINK_CONNECT_S_MAX: Final = 10
 SINK_SILENCE_MS_MAX: Final = 30_000
 """How long connecting to PostgreSQL may take, and how long data that was sent may stay without the
-network's acknowledgement. A thread that waits cannot be cancelled: it holds up a drain."""
+network's acknowledgement: a thread that waits cannot be cancelled, and holds up a drain. As long
+PostgreSQL waits for a client in the middle of a transaction."""
 
 SINK_FILE_STEM_BYTES_MAX: Final = 120
 """Bytes of a stream's name in the name of a Parquet file; IDs and number take up to 110, and most

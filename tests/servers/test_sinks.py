@@ -207,6 +207,7 @@ def test_another_event_with_a_known_id_is_not_swallowed(table: Place) -> None:
     assert [fields_of(row) for row in table.rows()] == [{"x": 1.5}]
 
 
+@pytest.mark.parametrize("server_name", ["valkey-9.1"], indirect=True)
 async def test_only_what_does_not_fit_is_dead(stream: Stream, place: Place) -> None:
     """In a worker the events of a batch that do not fit become dead letters with the reason, and
     all the others are kept."""
@@ -315,6 +316,56 @@ def test_commits_are_durable_where_the_server_is_lax(postgres: Postgres) -> None
         query = "SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn() AS flushed"
         assert postgres.rows(query) == [{"flushed": True}], n
     sink.close()
+
+
+def test_the_rights_that_writing_takes(postgres: Postgres) -> None:
+    """INSERT and SELECT are enough for a table that is there; a new field, which takes its owner,
+    makes the event wait, and no dead letter, until someone adds the column."""
+    place = PostgresPlace(postgres, f"t{uuid.uuid4().hex[:12]}")
+    make_table(place, UNIQUE, "REAL")
+    role = f"r{uuid.uuid4().hex[:12]}"
+    postgres.rows(f"CREATE ROLE {role} LOGIN")
+    postgres.rows(f"GRANT INSERT, SELECT ON {place.table} TO {role}")
+    sink = open_sink(postgres.url(table=place.table, user=role))
+    batch = batch_of([Event("m", MS, {"x": 1.5})])
+    sink.write(batch)
+    sink.write(batch)
+    more = batch_of([Event("m", MS + 1, {"x": 2.5, "y": 1})], ms=MS + 1)
+    with pytest.raises(Retry, match="must be owner") as caught:
+        sink.write(more)
+    assert not caught.value.counts
+    postgres.rows(f"ALTER TABLE {place.table} ADD COLUMN y bigint")
+    until_kept(sink, more)
+    sink.close()
+    assert [(row["x"], row["y"]) for row in place.rows()] == [(1.5, None), (2.5, 1)]
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback"])
+def test_what_another_is_about_to_write(
+    postgres: Postgres, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was taken for dead holds the same events in a transaction: the other waits for
+    its end, bounded, and then keeps them once, whichever end it is."""
+    import psycopg
+
+    monkeypatch.setattr("standpipe.sinks.postgres.SINK_BUSY_MS_MAX", 100)
+    place = PostgresPlace(postgres, f"t{uuid.uuid4().hex[:12]}")
+    sink = place.sink()
+    sink.write(batch_of([Event("m", MS, {"x": 1.5})]))
+    batch = batch_of([Event("m", MS + 1, {"x": 2.5})], ms=MS + 1)
+    connection = psycopg.connect(host=str(postgres.folder), user="standpipe", dbname="postgres")
+    with connection:
+        connection.execute(
+            f"INSERT INTO {place.table} SELECT time + interval '1 ms', key, stream, shard,"
+            f" entry_ms + 1, entry_seq, entry_index, 2.5 FROM {place.table}"
+        )
+        with pytest.raises(Retry, match="lock timeout") as caught:
+            sink.write(batch)
+        assert not caught.value.counts
+        getattr(connection, ending)()
+    until_kept(sink, batch)
+    sink.close()
+    assert [row["x"] for row in place.rows()] == [1.5, 2.5]
 
 
 # --- parquet -------------------------------------------------------------------------------------

@@ -77,11 +77,15 @@ _COLUMNS: Final = """
     SELECT a.attname, t.typname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
-_DURABLE: Final = """
-    SELECT set_config('synchronous_commit', 'on', true)
-    WHERE current_setting('synchronous_commit') = 'off'
+_BEGIN: Final = """
+    SELECT set_config('lock_timeout', %(lock)s, true),
+        set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+        CASE WHEN current_setting('synchronous_commit') = 'off'
+            THEN set_config('synchronous_commit', 'on', true) END
 """
-"""A commit that is not on the disk yet must not be acknowledged; the stricter levels are left."""
+"""What holds for each of our transactions. A commit that is not on the disk yet must not be
+acknowledged; the stricter levels are left. And a worker that is stopped, or whose machine is gone,
+must not keep those waiting who have taken over its events."""
 
 _REFUSED_STATES: Final = frozenset({"42804", "54000", "54001", "54011"})
 """Wrong type of a column the user made; a row or an index entry that is too large or too wide."""
@@ -171,6 +175,7 @@ class PostgresSink(Sink):
         )
         regclass = self._table.as_string(connection)
         with connection.transaction(), connection.cursor() as cursor:
+            self._begin(cursor)
             cursor.execute("SELECT to_regclass(%s)", (regclass,))
             if cursor.fetchone() == (None,):
                 self._lock_changes(cursor)
@@ -182,9 +187,12 @@ class PostgresSink(Sink):
             keys = [set(names) for (names,) in cursor.fetchall()]
         self._identity = identity_of(keys, str(self))
 
+    def _begin(self, cursor: psycopg.Cursor[Any]) -> None:
+        limits = {"lock": f"{SINK_BUSY_MS_MAX}ms", "idle": f"{SINK_SILENCE_MS_MAX}ms"}
+        cursor.execute(_BEGIN, limits)
+
     def _lock_changes(self, cursor: psycopg.Cursor[Any]) -> None:
         """Let one process at a time change the table: CREATE … IF NOT EXISTS alone can collide."""
-        cursor.execute("SELECT set_config('lock_timeout', %s, true)", (f"{SINK_BUSY_MS_MAX}ms",))
         cursor.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
             (f"standpipe sink {'.'.join(self._names)}",),
@@ -217,7 +225,7 @@ class PostgresSink(Sink):
         assert connection is not None
         while True:
             with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute(_DURABLE)
+                self._begin(cursor)
                 # The lock that COPY takes. With it the columns stay what is read here.
                 cursor.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self._table))
                 rows = rows_of(batch, stream, self._columns(cursor), _RULES)
@@ -225,6 +233,7 @@ class PostgresSink(Sink):
                     put(cursor, rows)
                     return
             with connection.transaction(), connection.cursor() as cursor:
+                self._begin(cursor)
                 self._change(cursor, rows)
 
     def _change(self, cursor: psycopg.Cursor[Any], rows: Rows) -> None:
