@@ -339,8 +339,8 @@ SINK_RETRY_MS_MAX: Final = 10_000
 database that is back is found within the second of these."""
 
 SINK_BUSY_MS_MAX: Final = 10_000
-"""How long a sink waits for the lock of a SQLite file, of a PostgreSQL table that gets a column (its
-readers wait as long), or for another's transaction that has the same events."""
+"""How long a sink waits for the lock of a SQLite file, for that of a PostgreSQL table that gets a
+column (its readers wait as long), or for another's transaction that has the same events."""
 
 SINK_CONNECT_S_MAX: Final = 10
 SINK_SILENCE_MS_MAX: Final = 30_000

@@ -72,19 +72,28 @@ class ParquetSink(Sink):
     def __str__(self) -> str:
         return f"folder {self._folder}"
 
+    @property
+    def _is_open(self) -> bool:
+        return self._index is not None
+
     def _open(self) -> None:
-        if self._index is not None:
+        if self._is_open:
             return
         with sqlite_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._index = open_file(self._folder / INDEX)
-            with write_transaction(self._index):
-                for line in _SCHEMA:
-                    self._index.execute(line)
-                self._place_all(self._index)
-                # Only who has the lock writes one: those that are left were never committed.
-                for path in self._folder.glob(".*.parquet.tmp"):
-                    path.unlink()
+            index = open_file(self._folder / INDEX)
+            try:
+                with write_transaction(index):
+                    for line in _SCHEMA:
+                        index.execute(line)
+                    self._place_all(index)
+                    # Only who has the lock writes one: those left were never committed.
+                    for path in self._folder.glob(".*.parquet.tmp"):
+                        path.unlink()
+            except BaseException:
+                index.close()
+                raise
+        self._index = index
 
     def _store(self, batch: Batch, stream: str) -> None:
         index = self._index

@@ -132,8 +132,12 @@ class PostgresSink(Sink):
 
     # --- opening ---------------------------------------------------------------------------------
 
+    @property
+    def _is_open(self) -> bool:
+        return self._connection is not None and not self._connection.closed
+
     def _open(self) -> None:
-        if self._connection is not None and not self._connection.closed:
+        if self._is_open:
             return
         import psycopg
 

@@ -8,7 +8,12 @@ import time
 from abc import ABC, abstractmethod
 from typing import Final
 
-from standpipe.errors import SinkError, SinkRefusedError, SinkUnreachableError
+from standpipe.errors import (
+    SinkError,
+    SinkRefusedError,
+    SinkUnreachableError,
+    SinkUnusableError,
+)
 from standpipe.event import Batch
 from standpipe.limits import SINK_RETRY_MS_MAX, SINK_RETRY_MS_MIN
 from standpipe.policy import backoff_ms
@@ -69,15 +74,7 @@ class Sink(ABC):
             except SinkRefusedError as error:
                 raise Reject(f"{self}: {error}") from error
             except SinkError as error:
-                self._disconnect()
-                self._failures += 1
-                wait_ms = backoff_ms(
-                    self._failures, ms_min=SINK_RETRY_MS_MIN, ms_max=SINK_RETRY_MS_MAX
-                )
-                self._again_at = time.monotonic() + wait_ms / 1000
-                # Once for all calls that wait for it.
-                log.warning("%s: %s; the events wait, again in %d ms", self, error, wait_ms)
-                raise self._later(wait_ms, str(error)) from error
+                raise self._failed(error) from error
             if self._failures:
                 log.warning("%s is there again, after %d failures", self, self._failures)
             self._failures = 0
@@ -87,12 +84,32 @@ class Sink(ABC):
         with self._lock:
             self._disconnect()
 
+    def _failed(self, error: SinkError) -> Retry:
+        """Note a failure that is not the events', and say when to come again."""
+        is_open = self._is_open
+        self._disconnect()
+        if is_open and isinstance(error, SinkUnusableError):
+            # It is about this batch, such as a field that may not get its column: others go on.
+            wait_ms = SINK_RETRY_MS_MAX
+        else:
+            self._failures += 1
+            wait_ms = backoff_ms(self._failures, ms_min=SINK_RETRY_MS_MIN, ms_max=SINK_RETRY_MS_MAX)
+            self._again_at = time.monotonic() + wait_ms / 1000
+        # Once for all calls that wait for the same.
+        log.warning("%s: %s; the events wait, again in %d ms", self, error, wait_ms)
+        return self._later(wait_ms, str(error))
+
     @staticmethod
     def _later(wait_ms: int, reason: str) -> Retry:
         return Retry(reason, after=max(1, wait_ms), counts=False)
 
     def _stream_name(self, batch: Batch) -> str:
         return batch.stream if self._source is None else f"{self._source}/{batch.stream}"
+
+    @property
+    @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether there is a connection to a place that does."""
 
     @abstractmethod
     def _open(self) -> None:

@@ -55,14 +55,23 @@ class SqliteSink(Sink):
     def __str__(self) -> str:
         return f"table {self._table!r} of {self._path}"
 
+    @property
+    def _is_open(self) -> bool:
+        return self._database is not None
+
     def _open(self) -> None:
-        if self._database is not None:
+        if self._is_open:
             return
         with sqlite_errors(self._path):
-            self._database = open_file(self._path)
-            with write_transaction(self._database):
-                self._database.execute(_create(self._table))
-                self._check_table(self._database)
+            database = open_file(self._path)
+            try:
+                with write_transaction(database):
+                    database.execute(_create(self._table))
+                    self._check_table(database)
+            except BaseException:
+                database.close()
+                raise
+        self._database = database
 
     def _check_table(self, database: sqlite3.Connection) -> None:
         known = self._columns(database)
