@@ -461,7 +461,7 @@ async def test_what_is_put_off_does_not_count(stream: Stream) -> None:
         run = asyncio.create_task(worker.run())
         await eventually(lambda tries=tries: len(seen) == tries)
         await eventually(lambda: set_back(stream))
-        # Cancelled, it gives nothing back: as one that was killed.
+        # What it leaves behind the next one takes over.
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
     # The first read counts by itself, the takeover as the second; no try did.
