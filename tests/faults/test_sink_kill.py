@@ -26,7 +26,7 @@ from tests.servers.working import letters, pending, send, settled
 pytestmark = [pytest.mark.servers, pytest.mark.faults]
 ROOT = Path(__file__).parents[2]
 BLOCK = 20
-TURN_EVENTS = 600
+TURN_EVENTS = 400
 
 
 class WorkProcess:

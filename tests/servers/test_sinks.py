@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator
@@ -478,3 +482,55 @@ async def test_what_is_put_off_does_not_count(stream: Stream) -> None:
 async def set_back(stream: Stream) -> bool:
     """Whether the server counts the first delivery alone."""
     return {count for _, count in await pending(stream)} == {1}
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def work(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "standpipe", "work", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("server_name", ["valkey-9.1"], indirect=True)
+async def test_the_command_keeps_events_and_drains(
+    stream: Stream, server: TestServer, tmp_path: Path
+) -> None:
+    """``work --sink URL`` in two processes keeps every event once, and SIGTERM ends it with nothing
+    pending."""
+    place = ParquetPlace(tmp_path / "readings")
+    await send(stream, make_events(500))
+    options = ("-g", "g", "--processes", "2", "--url", server.url)
+    with work(stream.name, "--sink", place.url, *options, cwd=tmp_path) as process:
+        await eventually(lambda: settled(stream), 30, ignore=(ValueError,))
+        process.send_signal(signal.SIGTERM)
+        _, said = await asyncio.to_thread(process.communicate, timeout=30)
+    assert process.returncode == 0, said
+    assert sorted(row["n"] for row in place.rows()) == list(range(500))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--sink URL"),
+        (("app:store", "--sink", "sqlite:r.db"), "--sink URL"),
+        (("--sink", "mysql://u:secret@h/d"), "no sink has a URL"),
+        (("--sink", "sqlite:wrong.db"), "no unique index"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    """Neither or both of handler and sink, a URL that is none, a table that does not do: the
+    command ends at once and says so, without the password."""
+    make_table(SqlitePlace(tmp_path / "wrong.db"), "", "REAL")
+    process = work("s", "-g", "g", *arguments, cwd=tmp_path)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode in (1, 2)
+    assert said in error and "secret" not in error
