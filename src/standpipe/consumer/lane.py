@@ -18,7 +18,13 @@ from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
-from standpipe.errors import DecodeError, GroupNotFoundError, ReplyError, StandpipeError
+from standpipe.errors import (
+    DecodeError,
+    GroupNotFoundError,
+    ReplyError,
+    ScriptMissingError,
+    StandpipeError,
+)
 from standpipe.event import Batch, Entry
 from standpipe.limits import (
     ACK_GRACE_MS,
@@ -464,11 +470,24 @@ class Lane:
         """Renew entries; forget those that have become another consumer's, or were deleted."""
         member, held = self.member, self.held[shard]
         count = "" if deliveries is None else deliveries
-        for start in range(0, len(ids), IDS_PER_COMMAND_MAX):
-            part = ids[start : start + IDS_PER_COMMAND_MAX]
-            gone, deleted = await self._run(
-                "hold", (self.stream.keys[shard],), member.group, member.name, count, *part
-            )
+        parts = [
+            ids[start : start + IDS_PER_COMMAND_MAX]
+            for start in range(0, len(ids), IDS_PER_COMMAND_MAX)
+        ]
+        keys, hold = (self.stream.keys[shard],), script("hold")
+        # All at once: while handlers keep the loop busy each round trip takes long.
+        replies = await self._exchange(
+            [hold.pack(keys, member.group, member.name, count, *part) for part in parts]
+        )
+        for part, reply in zip(parts, replies, strict=True):
+            if isinstance(reply, ScriptMissingError):
+                gone, deleted = await self._run(
+                    "hold", keys, member.group, member.name, count, *part
+                )
+            elif isinstance(reply, StandpipeError):
+                raise reply
+            else:
+                gone, deleted = reply
             now = time.monotonic()
             for entry_id in part:
                 if known := held.get(entry_id):

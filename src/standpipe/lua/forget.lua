@@ -9,12 +9,18 @@
 -- ARGV[2]  for how long a consumer must not have asked for anything, ms
 -- ARGV[3]  how many to remove, at most
 --
--- Returns  the names of those that were removed
+-- Returns  the names of those that were removed; of a stream that is not there, none
 -- Cost     O(consumers of the group). XINFO CONSUMERS, and XGROUP DELCONSUMER for each.
 
 local idle_min, count_max = tonumber(ARGV[2]), tonumber(ARGV[3])
 local removed = {}
-for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+local found = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if found.err then
+  -- Without the stream there is nobody to remove: it was deleted, or all that it held was settled.
+  if redis.call('EXISTS', KEYS[1]) == 0 then return removed end
+  return found
+end
+for _, row in ipairs(found) do
   local consumer = {}
   for i = 1, #row, 2 do consumer[row[i]] = row[i + 1] end
   if consumer.pending == 0 and consumer.idle >= idle_min and #removed < count_max then
