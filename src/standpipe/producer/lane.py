@@ -86,6 +86,7 @@ class Lane:
         for shard in shards:
             shard.wake = self._wake
         self._link: Link | None = None
+        self._connections = 0
         self._level = Level()
         self._runner: asyncio.Task[None] | None = None
         self._script = script("append")
@@ -105,6 +106,7 @@ class Lane:
                 await link.close()
                 raise
             self._link = link
+            self._connections += 1
         return self._link
 
     async def _disconnect(self) -> None:
@@ -201,7 +203,10 @@ class Lane:
             return {}
         appends = [chunk for shard, block in written for chunk in self._pack(link, shard, block)]
         wait_ms = self._confirm_ms(written)
-        confirms = self._level.commands(wait_ms)
+        is_moved = any(b.is_uncertain and b.connection != self._connections for _, b in written)
+        confirms = self._level.commands(wait_ms, mark=written[0][0].key if is_moved else None)
+        for _, block in written:
+            block.connection = self._connections
         deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
         count = len(written) + len(confirms)
         replies: list[Any] = []
