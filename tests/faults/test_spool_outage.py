@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -686,3 +687,43 @@ async def test_close_spools_what_has_no_outcome(own_server: OwnServer, tmp_path:
             await feeder.finish()
             await until_empty(path)
         await feeder.require_all_once(stream, before=make_events(51))
+
+
+async def test_closed_twice_at_once(own_server: OwnServer, tmp_path: Path) -> None:
+    """A second close waits for the first: what goes to the spool is not reported as failed too."""
+    server, path = own_server("valkey-9.1"), tmp_path / "s"
+    async with Stream("power", server.url) as stream:
+        producer = await Producer(stream, spool=path).start()
+        server.stop()
+        await producer.send_many(make_events(5_000))
+        await asyncio.gather(producer.close(deadline_ms=50), producer.close(deadline_ms=51))
+        server.cont()
+    assert (producer.stats.spooled, producer.stats.failed) == (5_000, 0)
+    assert summary_of(path).events == 5_000
+
+
+async def test_start_that_is_cancelled(
+    own_server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is cancelled while its spool is being opened lets it go again."""
+    server, path = own_server("valkey-9.1"), tmp_path / "s"
+    opening, go_on = threading.Event(), threading.Event()
+    shrink = Spool._shrink
+
+    def slow(spool: Spool) -> None:
+        opening.set()
+        assert go_on.wait(10)
+        shrink(spool)
+
+    async with Stream("power", server.url) as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "_shrink", slow)
+            starting = asyncio.create_task(Producer(stream, spool=path).start())
+            await eventually(opening.is_set)
+            starting.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        async with Producer(stream, spool=path) as producer:
+            await (await producer.send(make_events(1)[0]))

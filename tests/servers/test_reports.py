@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import anyio
 import pytest
 
 from standpipe import Event, Producer, Stream, sync
@@ -131,6 +132,21 @@ async def test_cancelled_body(own_server: OwnServer) -> None:
                 await using
             assert numbers(reports.events) == expected
         assert await numbers_at(stream.server, "power") == list(range(100))
+
+
+async def test_scope_that_is_cancelled(own_server: OwnServer) -> None:
+    """What is left is reported also when every wait of closing is cancelled, as anyio does it."""
+    server = own_server("valkey-9.1")
+    reports = Reports()
+    async with Stream("power", server.url) as stream:
+        with anyio.CancelScope() as scope:
+            async with Producer(stream, on_failed=reports) as producer:
+                server.stop()
+                await producer.send_many(make_events(100))
+                scope.cancel()
+                await asyncio.Event().wait()
+        server.cont()
+    assert numbers(reports.events) == list(range(100))
 
 
 NEVER_CLOSED = """
