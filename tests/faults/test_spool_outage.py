@@ -18,7 +18,9 @@ import pytest
 from standpipe import Event, Producer, Stream
 from standpipe.errors import (
     BackpressureError,
+    ProducerError,
     ServerUnavailableError,
+    SpoolDamagedError,
     SpooledError,
     UnknownOutcomeError,
 )
@@ -646,22 +648,73 @@ async def test_block_whose_arguments_are_miscounted(
         assert summary_of(path).aside_blocks == 1
 
 
-async def test_damaged_block(own_server: OwnServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("payload", ["zeroblob(30)", "5"])
+async def test_damaged_block(payload: str, own_server: OwnServer, tmp_path: Path) -> None:
     """A block that the disk has changed is not sent but set aside; the others go through."""
     import sqlite3
 
     server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
     await fill_spool(server, path, 50)
     db = sqlite3.connect(path)
-    db.execute("UPDATE block SET payload = zeroblob(30) WHERE sequence = 3")
+    # Also its type: the byte that says that may be the one.
+    db.execute(f"UPDATE block SET payload = {payload} WHERE sequence = 3")
     db.commit()
     db.close()
-    drained = await drain(path, server.url)
+    drained = await drain(path, server.url, deadline_ms=20_000)
     assert drained == (40, 10)
     async with Stream("power", server.url) as stream:
         ((standing),) = await events_of(stream)
         found = numbers(event for _, event in standing)
         require_same(found, [n for n in range(50) if not 20 <= n < 30])
+
+
+async def test_damage_where_blocks_are_looked_up(
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block that is damaged and cannot be found to be set aside is tried again with pauses."""
+    server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
+    await fill_spool(server, path, 50)
+    producer_id = summary_of(path).series[0].producer_id.encode()
+    stored = path.read_bytes()
+    # The row, which comes first; the index of the rows keeps what was stored.
+    assert stored.count(producer_id) == 2
+    path.write_bytes(stored.replace(producer_id, b"0" * len(producer_id), 1))
+    async with (
+        Stream("power", server.url) as stream,
+        Producer(stream, spool=path, deadline_ms=60) as producer,
+    ):
+        trouble = await eventually(lambda: producer.trouble)
+        assert isinstance(trouble, SpoolDamagedError)
+        await asyncio.sleep(0.5)
+        assert sum("is set aside" in line for line in caplog.messages) < 20
+
+
+async def test_thread_that_cannot_be_started(
+    own_server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that nobody foresaw on the way to the spool loses nothing, and the producer goes on
+    when it is over."""
+    server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with (
+        Stream("power", server.url) as stream,
+        Producer(stream, spool=path, deadline_ms=60) as producer,
+    ):
+        server.kill()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "to_thread", refuse)
+            await producer.send(make_events(1)[0])
+            await eventually(lambda: isinstance(producer.trouble, ProducerError))
+        await asyncio.to_thread(server.start)
+        await producer.send(make_events(1, first=1)[0])
+        async with asyncio.timeout(20):
+            await producer.flush()
+        await until_empty(path)
+        ((standing),) = await events_of(stream)
+        assert numbers(event for _, event in standing) == [0, 1]
 
 
 # --- others --------------------------------------------------------------------------------------

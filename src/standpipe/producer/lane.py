@@ -124,13 +124,18 @@ class Lane:
     async def _run(self) -> None:
         try:
             while True:
-                if self._overflow is not None:
-                    await self._overflow.turn(self._shards)
-                written = self._collect()
-                if written:
-                    await self._try(written)
-                else:
-                    await self._rest()
+                try:
+                    if self._overflow is not None:
+                        await self._overflow.turn(self._shards)
+                    written = self._collect()
+                    if written:
+                        await self._try(written)
+                    else:
+                        await self._rest()
+                except Exception as error:
+                    began = time.monotonic()
+                    for shard, fault in self._unforeseen(error).items():
+                        shard.fail_once(began, fault)
         finally:
             if self._runner is not None:
                 # Not by stop(): the event loop ends under a producer that was never closed.
@@ -173,11 +178,7 @@ class Lane:
         try:
             trouble = await self._write(written)
         except Exception as error:
-            # Whatever it is, senders must not wait for ever for a lane that has ended.
-            log.exception("the producer failed in a way that was not foreseen")
-            fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
-            self._buffer.fail_all(self._shards, fault)
-            return
+            trouble = self._unforeseen(error)
         if not trouble:
             return
         self._buffer.stats.retries += 1
@@ -191,6 +192,15 @@ class Lane:
         else:
             # What finds no room there waits in memory, however long: then sending waits.
             await self._overflow.put([shard for shard in trouble if self._overflow.is_due(shard)])
+
+    def _unforeseen(self, error: Exception) -> Trouble:
+        """Whatever it is, senders must not wait for ever for a lane that has ended."""
+        log.exception("the producer failed in a way that was not foreseen")
+        fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
+        if self._overflow is not None:
+            return {shard: fault for shard in self._shards if shard.queue or shard.spooled}
+        self._buffer.fail_all(self._shards, fault)
+        return {}
 
     async def _write(self, written: list[tuple[Shard, Block]]) -> Trouble:
         """One exchange. Settles what it can; returns what calls for another try, by shard."""

@@ -181,6 +181,11 @@ class Overflow:
                 self._spool.set_aside, shard.key, producer_id, sequence, reason=why
             ):
                 shard.spooled -= 1
+            else:
+                # The damage reaches to where it is looked up.
+                shard.fail_once(
+                    time.monotonic(), SpoolDamagedError(f"the spool {self._spool.path}: {why}")
+                )
         except SpoolError as error:
             self._say(error)
             shard.drain.clear()
