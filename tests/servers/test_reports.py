@@ -22,6 +22,7 @@ from standpipe.errors import (
     UnknownOutcomeError,
 )
 from tests.conditions import eventually
+from tests.faults.proxy import Proxy
 from tests.servers.entries import make_events, numbers, numbers_at
 from tests.servers.fleet import TestServer
 
@@ -105,6 +106,29 @@ async def test_closed_before_the_acknowledgement(own_server: OwnServer) -> None:
     assert numbers(reports.events) == list(range(10))
     kinds = [type(error) for error in reports.errors]
     assert kinds == [UnknownOutcomeError] + 9 * [ProducerClosedError]
+
+
+async def test_closed_amid_the_replies(own_server: OwnServer) -> None:
+    """Closing when the replies of a write have come in part does not say of what was added that it
+    was not."""
+    server = own_server("valkey-9.1")
+    reports = Reports()
+    async with (
+        Proxy(server.port, faults=["late second half"], late_ms=60_000) as proxy,
+        Stream("power", proxy.url) as stream,
+    ):
+        producer = await Producer(stream, block_events_max=5, on_failed=reports).start()
+        await (await producer.send(make_events(1)[0]))
+        # The second write takes all blocks but the first.
+        proxy.every = 2
+        server.stop()
+        await producer.send_many(make_events(200, first=1))
+        server.cont()
+        await eventually(lambda: server.command("XLEN", "power") == 41)
+        with pytest.raises(NotAcknowledgedError):
+            await producer.close(deadline_ms=500)
+    assert numbers(reports.events) == list(range(6, 201))
+    assert {type(error) for error in reports.errors} == {UnknownOutcomeError}
 
 
 async def test_cancelled_body(own_server: OwnServer) -> None:

@@ -224,15 +224,18 @@ class Lane:
             await link.exchange(
                 [*appends, *confirms], count, reply_ms_max=deadline_ms, into=replies
             )
-        except BaseException as error:
+        except StandpipeError as error:
             # At a higher level than memory a reply to an append is no acknowledgement yet.
             came = 0 if confirms else len(replies)
             for _, block in written[came:]:
                 block.is_uncertain = True
-            if not isinstance(error, StandpipeError):
-                raise
             trouble = await self._settle(written[:came], replies, None)
             return trouble | self._unanswered(written[came:], error)
+        except BaseException:
+            # Cancelled: nobody looks at the replies that have come.
+            for _, block in written:
+                block.is_uncertain = True
+            raise
         short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
         trouble = await self._settle(written, replies, short)
         if self._is_forgotten:
