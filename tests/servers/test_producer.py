@@ -549,6 +549,27 @@ async def test_failures_that_nobody_saw(server: TestServer, wire: Server, stream
                 raise LookupError
 
 
+async def test_flush_while_others_send(wire: Server, stream_name: str) -> None:
+    """flush() waits for what was sent before it, not for what others go on sending."""
+    async with Stream(stream_name, wire) as stream, Producer(stream) as producer:
+        events = make_events(1)
+
+        async def send() -> None:
+            while True:
+                await producer.send(events[0])
+                await asyncio.sleep(0)
+
+        sending = asyncio.create_task(send())
+        try:
+            await (await producer.send(events[0]))
+            receipt = await producer.send(events[0])
+            async with asyncio.timeout(10):
+                await producer.flush()
+            assert receipt.is_done
+        finally:
+            sending.cancel()
+
+
 async def test_goes_on_behind_a_failed_block(
     server: TestServer, wire: Server, stream_name: str
 ) -> None:

@@ -330,11 +330,13 @@ class Buffer:
         self._room.set()
         self._settled.set()
 
-    async def wait_until_empty(self) -> None:
-        """Wait until everything taken in is acknowledged or has failed."""
-        while self._held_events:
-            self._settled.clear()
-            await self._settled.wait()
+    async def wait_until_settled(self) -> None:
+        """Wait until everything taken in by now is acknowledged, spooled, or has failed. What comes
+        later is not waited for: others may send without end."""
+        for block in [block for shard in self.shards for block in shard.queue]:
+            while not block.is_settled:
+                self._settled.clear()
+                await self._settled.wait()
 
     def raise_failures(self) -> None:
         """Raise for the failures that nobody has seen; they count as seen then.

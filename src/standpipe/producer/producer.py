@@ -298,7 +298,7 @@ class Producer:
             NotAcknowledgedError: events failed whose receipts nobody has awaited.
         """
         require_same_process(self._made, "producer")
-        await self._buffer.wait_until_empty()
+        await self._buffer.wait_until_settled()
         self._buffer.raise_failures()
 
     async def close(self, *, deadline_ms: int = DRAIN_MS_MAX) -> None:
@@ -312,7 +312,7 @@ class Producer:
         self._buffer.is_closed = True
         try:
             async with asyncio.timeout(deadline_ms / 1000):
-                await self._buffer.wait_until_empty()
+                await self._buffer.wait_until_settled()
         except TimeoutError:
             log.error("events were not acknowledged within the %d ms that closing has", deadline_ms)
         finally:
