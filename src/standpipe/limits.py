@@ -144,6 +144,10 @@ SPOOLED_SEQUENCE_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """SEQUENCE_TTL_MS of a producer with a spool: a block whose outcome is unknown may be drained after
 a weekend without a server. Memory: one string per producer start and shard, for a week."""
 
+FAILED_BLOCKS_MAX: Final = 10_000
+"""Failed blocks that are remembered until flush() because nobody has awaited their receipts; some
+10 MB. Of older ones the events are counted, and count as unseen even if somebody still looks."""
+
 RETRY_MS_MIN: Final = 20
 RETRY_MS_MAX: Final = 2_000
 """Backoff between tries: doubling from the first to the second, half of it jitter."""

@@ -29,6 +29,7 @@ from standpipe.errors import (
 from standpipe.keyspace import partition
 from standpipe.limits import TABLE_BLOCK_BYTES_MAX
 from standpipe.wire import Link, Server
+from tests.conditions import eventually
 from tests.servers.entries import (
     TIME,
     entries_at,
@@ -547,6 +548,26 @@ async def test_failures_that_nobody_saw(server: TestServer, wire: Server, stream
             async with producer:
                 await producer.send(make_events(1)[0])
                 raise LookupError
+
+
+async def test_memory_of_failures_that_nobody_saw(
+    server: TestServer, wire: Server, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer all of whose events fail, and nobody looks, takes no more and more memory; flush
+    still says how many there were."""
+    monkeypatch.setattr("standpipe.producer.buffer.FAILED_BLOCKS_MAX", 100)
+    async with (
+        Stream(stream_name, wire) as stream,
+        Producer(stream, block_events_max=1) as producer,
+    ):
+        server.command("SET", stream_name, "no stream")
+        for first in range(0, 1_300, 100):
+            await producer.send_many(make_events(100, first=first))
+        await eventually(lambda: producer.stats.failed == 1_300)
+        assert len(producer._buffer._failures) < 1_300
+        with pytest.raises(NotAcknowledgedError, match=r"1300 events were not .* WRONGTYPE"):
+            await producer.flush()
+        await producer.flush()
 
 
 async def test_flush_while_others_send(wire: Server, stream_name: str) -> None:
