@@ -116,8 +116,8 @@ WRITE_BLOCKS_MAX: Final = 64
 server's cost per block rises with them: 71 µs at 100 and 1.6 ms at 1,500 were measured."""
 
 SEQUENCE_TTL_MS: Final = 24 * 3600 * 1000
-"""How long the server remembers a producer's last sequence number. Longer than any retry deadline,
-so that a block that was held back by an outage is still recognised."""
+"""How long the server remembers a producer's last sequence number, at least: twice the producer's
+deadline if that is more, so that a block that was held back by an outage is still recognised."""
 
 SEND_DEADLINE_MS: Final = 120_000
 """How long a block is tried before its receipt fails; Kafka's delivery.timeout.ms is the same."""

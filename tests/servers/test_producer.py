@@ -669,6 +669,18 @@ async def test_deadline_of_a_block(own_server: OwnServer) -> None:
         assert producer.stats.forgotten == 0
 
 
+async def test_deadline_of_two_days(server: TestServer, wire: Server, stream_name: str) -> None:
+    """The server remembers a producer for longer than the producer tries to send a block."""
+    deadline_ms = 2 * 24 * 3600 * 1000
+    async with (
+        Stream(stream_name, wire) as stream,
+        Producer(stream, deadline_ms=deadline_ms) as producer,
+    ):
+        await (await producer.send(make_events(1)[0]))
+        sequence_key = producer._buffer.shards[0].sequence_key
+        assert server.command("PTTL", sequence_key) > deadline_ms
+
+
 async def test_receipt_of_a_lost_block(own_server: OwnServer) -> None:
     """When the deadline passes with the server still silent, the receipt says so."""
     server = own_server("valkey-9.1")

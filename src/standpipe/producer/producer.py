@@ -153,6 +153,9 @@ class Producer:
         self._spool_path = spool
         self._spool_bytes_max = spool_bytes_max
         self._spool_after_ms = min(SPOOL_AFTER_MS, deadline_ms)
+        known_ms = SEQUENCE_TTL_MS if spool is None else SPOOLED_SEQUENCE_TTL_MS
+        # A block that is tried for longer has to be recognised until the end.
+        self._sequence_ttl_ms = max(known_ms, 2 * deadline_ms)
         self._on_failed = on_failed
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
@@ -253,7 +256,7 @@ class Producer:
         way = Way(
             idempotent=self._idempotent,
             compress=self._compress,
-            sequence_ttl_ms=SEQUENCE_TTL_MS if self._overflow is None else SPOOLED_SEQUENCE_TTL_MS,
+            sequence_ttl_ms=self._sequence_ttl_ms,
             limits=self.stream.definition.shard_limits,
         )
         # In a cluster the shards' slots move between nodes one by one: each has its own connection.
