@@ -116,8 +116,8 @@ WRITE_BLOCKS_MAX: Final = 64
 server's cost per block rises with them: 71 µs at 100 and 1.6 ms at 1,500 were measured."""
 
 SEQUENCE_TTL_MS: Final = 24 * 3600 * 1000
-"""How long the server remembers a producer's last sequence number. Longer than any retry deadline,
-so that a block that was held back by an outage is still recognised."""
+"""How long the server remembers a producer's last sequence number, at least: twice the producer's
+deadline if that is more, so that a block that was held back by an outage is still recognised."""
 
 SEND_DEADLINE_MS: Final = 120_000
 """How long a block is tried before its receipt fails; Kafka's delivery.timeout.ms is the same."""
@@ -143,6 +143,10 @@ vanishes, little enough that the shards of a large cluster together stay small i
 SPOOLED_SEQUENCE_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """SEQUENCE_TTL_MS of a producer with a spool: a block whose outcome is unknown may be drained after
 a weekend without a server. Memory: one string per producer start and shard, for a week."""
+
+FAILED_BLOCKS_MAX: Final = 10_000
+"""Failed blocks that are remembered until flush() because nobody has awaited their receipts; some
+10 MB. Of older ones the events are counted, and count as unseen even if somebody still looks."""
 
 RETRY_MS_MIN: Final = 20
 RETRY_MS_MAX: Final = 2_000

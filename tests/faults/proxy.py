@@ -15,6 +15,8 @@ FAULTS = ("lost reply", "half a reply", "half a request", "late reply")
 * ``half a reply``: cut in the middle of the reply.
 * ``half a request``: cut in the middle of the request.
 * ``late reply``: the reply is held back for ``late_ms``, longer than the client waits.
+
+``late second half`` is the same for half of it, and not done unless asked for.
 """
 
 
@@ -156,7 +158,11 @@ class _Link:
                 self._to_client.write(reply[: len(reply) // 2])
                 await self._to_client.drain()
                 raise _Cut
-            if fault == "late reply":
+            if fault == "late second half":
+                self._to_client.write(reply[: len(reply) // 2])
+                await self._to_client.drain()
+                reply = reply[len(reply) // 2 :]
+            if fault in ("late reply", "late second half"):
                 await asyncio.sleep(self._proxy._late_ms / 1000)
             self._to_client.write(reply)
             await self._to_client.drain()

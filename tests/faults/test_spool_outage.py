@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +18,9 @@ import pytest
 from standpipe import Event, Producer, Stream
 from standpipe.errors import (
     BackpressureError,
+    ProducerError,
     ServerUnavailableError,
+    SpoolDamagedError,
     SpooledError,
     UnknownOutcomeError,
 )
@@ -645,22 +648,73 @@ async def test_block_whose_arguments_are_miscounted(
         assert summary_of(path).aside_blocks == 1
 
 
-async def test_damaged_block(own_server: OwnServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("payload", ["zeroblob(30)", "5"])
+async def test_damaged_block(payload: str, own_server: OwnServer, tmp_path: Path) -> None:
     """A block that the disk has changed is not sent but set aside; the others go through."""
     import sqlite3
 
     server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
     await fill_spool(server, path, 50)
     db = sqlite3.connect(path)
-    db.execute("UPDATE block SET payload = zeroblob(30) WHERE sequence = 3")
+    # Also its type: the byte that says that may be the one.
+    db.execute(f"UPDATE block SET payload = {payload} WHERE sequence = 3")
     db.commit()
     db.close()
-    drained = await drain(path, server.url)
+    drained = await drain(path, server.url, deadline_ms=20_000)
     assert drained == (40, 10)
     async with Stream("power", server.url) as stream:
         ((standing),) = await events_of(stream)
         found = numbers(event for _, event in standing)
         require_same(found, [n for n in range(50) if not 20 <= n < 30])
+
+
+async def test_damage_where_blocks_are_looked_up(
+    own_server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block that is damaged and cannot be found to be set aside is tried again with pauses."""
+    server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
+    await fill_spool(server, path, 50)
+    producer_id = summary_of(path).series[0].producer_id.encode()
+    stored = path.read_bytes()
+    # The row, which comes first; the index of the rows keeps what was stored.
+    assert stored.count(producer_id) == 2
+    path.write_bytes(stored.replace(producer_id, b"0" * len(producer_id), 1))
+    async with (
+        Stream("power", server.url) as stream,
+        Producer(stream, spool=path, deadline_ms=60) as producer,
+    ):
+        trouble = await eventually(lambda: producer.trouble)
+        assert isinstance(trouble, SpoolDamagedError)
+        await asyncio.sleep(0.5)
+        assert sum("is set aside" in line for line in caplog.messages) < 20
+
+
+async def test_thread_that_cannot_be_started(
+    own_server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that nobody foresaw on the way to the spool loses nothing, and the producer goes on
+    when it is over."""
+    server, path = own_server("valkey-9.1", **KEPT), tmp_path / "s"
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with (
+        Stream("power", server.url) as stream,
+        Producer(stream, spool=path, deadline_ms=60) as producer,
+    ):
+        server.kill()
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "to_thread", refuse)
+            await producer.send(make_events(1)[0])
+            await eventually(lambda: isinstance(producer.trouble, ProducerError))
+        await asyncio.to_thread(server.start)
+        await producer.send(make_events(1, first=1)[0])
+        async with asyncio.timeout(20):
+            await producer.flush()
+        await until_empty(path)
+        ((standing),) = await events_of(stream)
+        assert numbers(event for _, event in standing) == [0, 1]
 
 
 # --- others --------------------------------------------------------------------------------------
@@ -686,3 +740,43 @@ async def test_close_spools_what_has_no_outcome(own_server: OwnServer, tmp_path:
             await feeder.finish()
             await until_empty(path)
         await feeder.require_all_once(stream, before=make_events(51))
+
+
+async def test_closed_twice_at_once(own_server: OwnServer, tmp_path: Path) -> None:
+    """A second close waits for the first: what goes to the spool is not reported as failed too."""
+    server, path = own_server("valkey-9.1"), tmp_path / "s"
+    async with Stream("power", server.url) as stream:
+        producer = await Producer(stream, spool=path).start()
+        server.stop()
+        await producer.send_many(make_events(5_000))
+        await asyncio.gather(producer.close(deadline_ms=50), producer.close(deadline_ms=51))
+        server.cont()
+    assert (producer.stats.spooled, producer.stats.failed) == (5_000, 0)
+    assert summary_of(path).events == 5_000
+
+
+async def test_start_that_is_cancelled(
+    own_server: OwnServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that is cancelled while its spool is being opened lets it go again."""
+    server, path = own_server("valkey-9.1"), tmp_path / "s"
+    opening, go_on = threading.Event(), threading.Event()
+    shrink = Spool._shrink
+
+    def slow(spool: Spool) -> None:
+        opening.set()
+        assert go_on.wait(10)
+        shrink(spool)
+
+    async with Stream("power", server.url) as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr(Spool, "_shrink", slow)
+            starting = asyncio.create_task(Producer(stream, spool=path).start())
+            await eventually(opening.is_set)
+            starting.cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        async with Producer(stream, spool=path) as producer:
+            await (await producer.send(make_events(1)[0]))

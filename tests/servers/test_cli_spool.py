@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -135,6 +136,22 @@ def test_a_signal_ends_a_wait_for_input(
     assert sending.stdout is not None
     assert sending.returncode == 0
     assert json.loads(sending.stdout.read())["sent"] == 3
+
+
+@pytest.mark.faults
+def test_a_signal_ends_a_wait_for_a_named_pipe(
+    server: TestServer, tmp_path: Path, started: Started
+) -> None:
+    """So does one that was given a named pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    sending = started("send", "power", "pipe", *SEND[2:], url=server.url, cwd=tmp_path)
+    with (tmp_path / "pipe").open("w") as pipe:
+        pipe.write(lines(0, 3))
+        pipe.flush()
+        eventually_sync(lambda: server.command("XLEN", "power"), 20, what="events have arrived")
+        sending.send_signal(signal.SIGTERM)
+        sending.wait(5)
+    assert sending.returncode == 0
 
 
 @pytest.mark.faults

@@ -176,6 +176,33 @@ async def test_replicas(server_name: str, own_server: OwnServer) -> None:
         require_once_in_order(await numbers_at(stream.server, "power"), 52)
 
 
+@pytest.mark.parametrize("server_name", WAITAOF)
+async def test_reply_that_was_lost(server_name: str, own_server: OwnServer) -> None:
+    """A block that is recognised after its connection was cut is not acknowledged before the
+    replica has it: the server would say so, since the new connection has written nothing."""
+    primary = own_server(server_name)
+    replica = replica_of(own_server, primary)
+    async with (
+        Stream("power", primary.url, codec="plain") as stream,
+        Producer(stream, acknowledge="replicas=1", deadline_ms=60_000) as producer,
+    ):
+        await (await producer.send(make_events(1)[0]))
+        replica.stop()
+        receipt = await producer.send(make_events(1, first=1)[0])
+        await eventually(lambda: primary.command("XLEN", "power") == 2)
+        before = calls(primary, "wait")
+        primary.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        # A call that has ended without the replica.
+        await eventually(lambda: calls(primary, "wait") > before)
+        await eventually(lambda: receipt.is_done or producer.stats.retries > 1)
+        assert not receipt.is_done
+        replica.cont()
+        await receipt
+        assert producer.stats.recognised == 1
+        assert replica.command("XLEN", "power") == 2
+        require_once_in_order(await numbers_at(stream.server, "power"), 2)
+
+
 async def test_too_few_replicas(server_name: str, own_server: OwnServer) -> None:
     """With fewer replicas than the level asks for, starting is an error."""
     primary = own_server(server_name)

@@ -29,6 +29,7 @@ from standpipe.errors import (
 from standpipe.keyspace import partition
 from standpipe.limits import TABLE_BLOCK_BYTES_MAX
 from standpipe.wire import Link, Server
+from tests.conditions import eventually
 from tests.servers.entries import (
     TIME,
     entries_at,
@@ -549,6 +550,47 @@ async def test_failures_that_nobody_saw(server: TestServer, wire: Server, stream
                 raise LookupError
 
 
+async def test_memory_of_failures_that_nobody_saw(
+    server: TestServer, wire: Server, stream_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A producer all of whose events fail, and nobody looks, takes no more and more memory; flush
+    still says how many there were."""
+    monkeypatch.setattr("standpipe.producer.buffer.FAILED_BLOCKS_MAX", 100)
+    async with (
+        Stream(stream_name, wire) as stream,
+        Producer(stream, block_events_max=1) as producer,
+    ):
+        server.command("SET", stream_name, "no stream")
+        for first in range(0, 1_300, 100):
+            await producer.send_many(make_events(100, first=first))
+        await eventually(lambda: producer.stats.failed == 1_300)
+        assert len(producer._buffer._failures) < 1_300
+        with pytest.raises(NotAcknowledgedError, match=r"1300 events were not .* WRONGTYPE"):
+            await producer.flush()
+        await producer.flush()
+
+
+async def test_flush_while_others_send(wire: Server, stream_name: str) -> None:
+    """flush() waits for what was sent before it, not for what others go on sending."""
+    async with Stream(stream_name, wire) as stream, Producer(stream) as producer:
+        events = make_events(1)
+
+        async def send() -> None:
+            while True:
+                await producer.send(events[0])
+                await asyncio.sleep(0)
+
+        sending = asyncio.create_task(send())
+        try:
+            await (await producer.send(events[0]))
+            receipt = await producer.send(events[0])
+            async with asyncio.timeout(10):
+                await producer.flush()
+            assert receipt.is_done
+        finally:
+            sending.cancel()
+
+
 async def test_goes_on_behind_a_failed_block(
     server: TestServer, wire: Server, stream_name: str
 ) -> None:
@@ -625,6 +667,18 @@ async def test_deadline_of_a_block(own_server: OwnServer) -> None:
         await (await producer.send(make_events(1, first=1)[0]))
         assert await numbers_at(wire, "power") in ([0, 1], [1])
         assert producer.stats.forgotten == 0
+
+
+async def test_deadline_of_two_days(server: TestServer, wire: Server, stream_name: str) -> None:
+    """The server remembers a producer for longer than the producer tries to send a block."""
+    deadline_ms = 2 * 24 * 3600 * 1000
+    async with (
+        Stream(stream_name, wire) as stream,
+        Producer(stream, deadline_ms=deadline_ms) as producer,
+    ):
+        await (await producer.send(make_events(1)[0]))
+        sequence_key = producer._buffer.shards[0].sequence_key
+        assert server.command("PTTL", sequence_key) > deadline_ms
 
 
 async def test_receipt_of_a_lost_block(own_server: OwnServer) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import anyio
 import pytest
 
 from standpipe import Event, Producer, Stream, sync
@@ -21,6 +22,7 @@ from standpipe.errors import (
     UnknownOutcomeError,
 )
 from tests.conditions import eventually
+from tests.faults.proxy import Proxy
 from tests.servers.entries import make_events, numbers, numbers_at
 from tests.servers.fleet import TestServer
 
@@ -106,6 +108,29 @@ async def test_closed_before_the_acknowledgement(own_server: OwnServer) -> None:
     assert kinds == [UnknownOutcomeError] + 9 * [ProducerClosedError]
 
 
+async def test_closed_amid_the_replies(own_server: OwnServer) -> None:
+    """Closing when the replies of a write have come in part does not say of what was added that it
+    was not."""
+    server = own_server("valkey-9.1")
+    reports = Reports()
+    async with (
+        Proxy(server.port, faults=["late second half"], late_ms=60_000) as proxy,
+        Stream("power", proxy.url) as stream,
+    ):
+        producer = await Producer(stream, block_events_max=5, on_failed=reports).start()
+        await (await producer.send(make_events(1)[0]))
+        # The second write takes all blocks but the first.
+        proxy.every = 2
+        server.stop()
+        await producer.send_many(make_events(200, first=1))
+        server.cont()
+        await eventually(lambda: server.command("XLEN", "power") == 41)
+        with pytest.raises(NotAcknowledgedError):
+            await producer.close(deadline_ms=500)
+    assert numbers(reports.events) == list(range(6, 201))
+    assert {type(error) for error in reports.errors} == {UnknownOutcomeError}
+
+
 async def test_cancelled_body(own_server: OwnServer) -> None:
     """When what uses the producer is cancelled, it still waits for the server, and reports what is
     left when that does not answer."""
@@ -131,6 +156,21 @@ async def test_cancelled_body(own_server: OwnServer) -> None:
                 await using
             assert numbers(reports.events) == expected
         assert await numbers_at(stream.server, "power") == list(range(100))
+
+
+async def test_scope_that_is_cancelled(own_server: OwnServer) -> None:
+    """What is left is reported also when every wait of closing is cancelled, as anyio does it."""
+    server = own_server("valkey-9.1")
+    reports = Reports()
+    async with Stream("power", server.url) as stream:
+        with anyio.CancelScope() as scope:
+            async with Producer(stream, on_failed=reports) as producer:
+                server.stop()
+                await producer.send_many(make_events(100))
+                scope.cancel()
+                await asyncio.Event().wait()
+        server.cont()
+    assert numbers(reports.events) == list(range(100))
 
 
 NEVER_CLOSED = """

@@ -55,7 +55,7 @@ class Stopped(Exception):
 
 
 class _StoppableInput:
-    """Standard input whose reads end when they are asked to, not only when more comes."""
+    """A pipe whose reads end when they are asked to, not only when more comes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -90,13 +90,14 @@ class Source:
         self.is_at_end = False
         self._is_stopped = False
         self._input: _StoppableInput | None = None
-        if file == "-":
+        if file == "-" or Path(file).is_fifo():
             if format == "parquet":
                 raise ConfigError(
-                    "Parquet cannot be read from standard input, which cannot seek",
+                    f"Parquet cannot be read from {self.name}, which cannot seek",
                     hint="Save it to a file and give the file's name.",
                 )
-            self._input = _StoppableInput(sys.stdin.fileno())
+            self._pipe = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)
+            self._input = _StoppableInput(self._pipe)
             self._chunks = read_events(cast("BinaryIO", self._input), format, options)
         else:
             path = Path(file)
@@ -132,6 +133,8 @@ class Source:
         self._chunks.close()
         if self._input is not None:
             self._input.close()
+            if self._pipe != sys.stdin.fileno():
+                os.close(self._pipe)
 
 
 class NoRejects:

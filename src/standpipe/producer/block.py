@@ -21,6 +21,7 @@ class Block:
 
     __slots__ = (
         "arguments",
+        "connection",
         "count",
         "deadline",
         "done",
@@ -52,6 +53,8 @@ class Block:
         self.is_uncertain = False
         """Whether it may be on the server without an acknowledgement: it was written and no reply
         came, or its level was not reached."""
+        self.connection = 0
+        """The number of the lane's connection over which it was written last; 0: none yet."""
         self.deadline = deadline
         self.done: asyncio.Future[None] | None = None
         self.runs: list[tuple[int, int, int]] | None = None

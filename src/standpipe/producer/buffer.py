@@ -19,6 +19,7 @@ from standpipe.errors import (
 )
 from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import side_key
+from standpipe.limits import FAILED_BLOCKS_MAX
 from standpipe.policy import backoff_ms
 from standpipe.producer.block import BLOCK_OVERHEAD_BYTES, Block
 
@@ -176,6 +177,8 @@ class Buffer:
         self._settled = asyncio.Event()
         self._failures: list[Block] = []
         self._failures_swept_at = 1_000
+        self._forgotten_failures = 0
+        """Events of failed blocks that are not among these any more."""
 
     # --- taking in -------------------------------------------------------------------------------
 
@@ -301,7 +304,11 @@ class Buffer:
         self._failures.append(block)
         if len(self._failures) > self._failures_swept_at:
             # Those whose receipts have been awaited meanwhile need not be kept for flush().
-            self._failures = [block for block in self._failures if not block.reported]
+            unseen = [block for block in self._failures if not block.reported]
+            # The first one says why.
+            forgotten = unseen[1 : max(1, len(unseen) - FAILED_BLOCKS_MAX)]
+            self._forgotten_failures += sum(block.count for block in forgotten)
+            self._failures = unseen[:1] + unseen[1 + len(forgotten) :]
             self._failures_swept_at = 2 * len(self._failures) + 1_000
         if self._on_failed is not None:
             self._on_failed(shard, block, error)
@@ -330,11 +337,13 @@ class Buffer:
         self._room.set()
         self._settled.set()
 
-    async def wait_until_empty(self) -> None:
-        """Wait until everything taken in is acknowledged or has failed."""
-        while self._held_events:
-            self._settled.clear()
-            await self._settled.wait()
+    async def wait_until_settled(self) -> None:
+        """Wait until everything taken in by now is acknowledged, spooled, or has failed. What comes
+        later is not waited for: others may send without end."""
+        for block in [block for shard in self.shards for block in shard.queue]:
+            while not block.is_settled:
+                self._settled.clear()
+                await self._settled.wait()
 
     def raise_failures(self) -> None:
         """Raise for the failures that nobody has seen; they count as seen then.
@@ -342,11 +351,12 @@ class Buffer:
         Raises:
             NotAcknowledgedError: there are some.
         """
+        first = self._failures[0].error if self._failures else None
         unseen = [block for block in self._failures if not block.reported]
-        self._failures = []
-        if unseen:
-            count = sum(block.count for block in unseen)
-            first = unseen[0].error
+        count = self._forgotten_failures + sum(block.count for block in unseen)
+        self._failures, self._forgotten_failures = [], 0
+        if count:
+            first = unseen[0].error if unseen else first
             raise NotAcknowledgedError(
                 f"{count} events were not acknowledged; the first because: {first}",
                 count=count,

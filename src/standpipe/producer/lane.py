@@ -86,6 +86,7 @@ class Lane:
         for shard in shards:
             shard.wake = self._wake
         self._link: Link | None = None
+        self._connections = 0
         self._level = Level()
         self._runner: asyncio.Task[None] | None = None
         self._script = script("append")
@@ -105,6 +106,7 @@ class Lane:
                 await link.close()
                 raise
             self._link = link
+            self._connections += 1
         return self._link
 
     async def _disconnect(self) -> None:
@@ -122,13 +124,18 @@ class Lane:
     async def _run(self) -> None:
         try:
             while True:
-                if self._overflow is not None:
-                    await self._overflow.turn(self._shards)
-                written = self._collect()
-                if written:
-                    await self._try(written)
-                else:
-                    await self._rest()
+                try:
+                    if self._overflow is not None:
+                        await self._overflow.turn(self._shards)
+                    written = self._collect()
+                    if written:
+                        await self._try(written)
+                    else:
+                        await self._rest()
+                except Exception as error:
+                    began = time.monotonic()
+                    for shard, fault in self._unforeseen(error).items():
+                        shard.fail_once(began, fault)
         finally:
             if self._runner is not None:
                 # Not by stop(): the event loop ends under a producer that was never closed.
@@ -171,11 +178,7 @@ class Lane:
         try:
             trouble = await self._write(written)
         except Exception as error:
-            # Whatever it is, senders must not wait for ever for a lane that has ended.
-            log.exception("the producer failed in a way that was not foreseen")
-            fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
-            self._buffer.fail_all(self._shards, fault)
-            return
+            trouble = self._unforeseen(error)
         if not trouble:
             return
         self._buffer.stats.retries += 1
@@ -190,6 +193,15 @@ class Lane:
             # What finds no room there waits in memory, however long: then sending waits.
             await self._overflow.put([shard for shard in trouble if self._overflow.is_due(shard)])
 
+    def _unforeseen(self, error: Exception) -> Trouble:
+        """Whatever it is, senders must not wait for ever for a lane that has ended."""
+        log.exception("the producer failed in a way that was not foreseen")
+        fault = ProducerError(f"the producer failed: {error!r}", hint="See the log.")
+        if self._overflow is not None:
+            return {shard: fault for shard in self._shards if shard.queue or shard.spooled}
+        self._buffer.fail_all(self._shards, fault)
+        return {}
+
     async def _write(self, written: list[tuple[Shard, Block]]) -> Trouble:
         """One exchange. Settles what it can; returns what calls for another try, by shard."""
         try:
@@ -201,7 +213,10 @@ class Lane:
             return {}
         appends = [chunk for shard, block in written for chunk in self._pack(link, shard, block)]
         wait_ms = self._confirm_ms(written)
-        confirms = self._level.commands(wait_ms)
+        is_moved = any(b.is_uncertain and b.connection != self._connections for _, b in written)
+        confirms = self._level.commands(wait_ms, mark=written[0][0].key if is_moved else None)
+        for _, block in written:
+            block.connection = self._connections
         deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
         count = len(written) + len(confirms)
         replies: list[Any] = []
@@ -209,15 +224,18 @@ class Lane:
             await link.exchange(
                 [*appends, *confirms], count, reply_ms_max=deadline_ms, into=replies
             )
-        except BaseException as error:
+        except StandpipeError as error:
             # At a higher level than memory a reply to an append is no acknowledgement yet.
             came = 0 if confirms else len(replies)
             for _, block in written[came:]:
                 block.is_uncertain = True
-            if not isinstance(error, StandpipeError):
-                raise
             trouble = await self._settle(written[:came], replies, None)
             return trouble | self._unanswered(written[came:], error)
+        except BaseException:
+            # Cancelled: nobody looks at the replies that have come.
+            for _, block in written:
+                block.is_uncertain = True
+            raise
         short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
         trouble = await self._settle(written, replies, short)
         if self._is_forgotten:

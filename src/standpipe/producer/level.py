@@ -126,11 +126,14 @@ class Level(NamedTuple):
 
     # --- whether it was reached ------------------------------------------------------------------
 
-    def commands(self, wait_ms: int) -> list[bytes]:
+    def commands(self, wait_ms: int, *, mark: str | None = None) -> list[bytes]:
         """What to send behind the appends, on the same connection, to learn whether it is reached.
 
         Args:
             wait_ms: How long the server may wait for the disk, and then for the replicas.
+            mark: A shard's key when a block may have been written over an earlier connection. Then
+                the append writes nothing, and since Redis 7.2 the server waits for the last write
+                of this connection alone; so there is one.
 
         Source: https://redis.io/docs/latest/commands/waitaof/ ,
         https://redis.io/docs/latest/commands/wait/
@@ -140,6 +143,8 @@ class Level(NamedTuple):
             found.append(pack("WAITAOF", 1, 0, wait_ms))
         if self.replicas:
             found.append(pack("WAIT", self.replicas, wait_ms))
+        if found and mark is not None:
+            found.insert(0, pack(*_probe(mark)))
         return found
 
     def shortfall(self, replies: Sequence[Any], where: str) -> NotDurableError | None:
@@ -147,6 +152,11 @@ class Level(NamedTuple):
         known: list[str] = []
         reached = True
         waiting = iter(replies)
+        if len(replies) > (self.fsync and self.by_waitaof) + bool(self.replicas):
+            mark = next(waiting)
+            if isinstance(mark, StandpipeError):
+                reached = False
+                known.append(f"with nothing to wait for{_why(mark)}")
         if self.fsync and self.by_waitaof:
             reply = next(waiting)
             is_there = not isinstance(reply, StandpipeError) and reply[0] >= 1
@@ -171,16 +181,21 @@ async def _waits_for_disk(link: Link, shard_key: str) -> bool:
 
     Source: https://github.com/redis/redis/pull/13793
     """
-    probe = side_key(shard_key, "seq:probe")
+    probe = _probe(shard_key)
     said = 0
     for _ in range(FSYNC_PROBES):
         # In two exchanges: behind a write in the same one, the answer may take a while on these.
-        await link.call("SET", probe, 0, "PX", 1_000)
+        await link.call(*probe)
         on_disk, _ = await link.call("WAITAOF", 1, 0, FSYNC_PROBE_MS)
         said += on_disk
         if said == 3:
             return False
     return True
+
+
+def _probe(shard_key: str) -> tuple[str | int, ...]:
+    """A write that leaves nothing."""
+    return "SET", side_key(shard_key, "seq:probe"), 0, "PX", 1_000
 
 
 def _why(reply: Any) -> str:

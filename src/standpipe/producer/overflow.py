@@ -69,12 +69,12 @@ class Overflow:
             if shard.queue and self._buffer.is_half_full and now >= self._refused_until:
                 await self.put([shard])
             if not shard.drain and now >= shard.paused_until:
-                await _to_its_end(self._bring_back(shard))
+                await to_its_end(self._bring_back(shard))
 
     async def put(self, shards: Sequence[Shard]) -> None:
         """Move what waits in memory into the spool, as far as there is room; each part of it is in
         one of the two at any time."""
-        await _to_its_end(self._put(shards))
+        await to_its_end(self._put(shards))
 
     async def _put(self, shards: Sequence[Shard]) -> None:
         for shard in shards:
@@ -147,7 +147,7 @@ class Overflow:
 
     async def settled(self, shard: Shard, block: Block) -> None:
         """The shard's blocks up to this one, which came from the spool, are on the server."""
-        await _to_its_end(self._remove(shard, block))
+        await to_its_end(self._remove(shard, block))
 
     async def _remove(self, shard: Shard, block: Block) -> None:
         try:
@@ -164,7 +164,7 @@ class Overflow:
         """The server will never take the oldest block that was brought back: it is set aside, so
         that it neither holds up those behind it nor is lost."""
         block = shard.drain.popleft()
-        await _to_its_end(self._set_aside(shard, block.producer_id, block.sequence, str(error)))
+        await to_its_end(self._set_aside(shard, block.producer_id, block.sequence, str(error)))
 
     async def _set_aside(self, shard: Shard, producer_id: str, sequence: int, why: str) -> None:
         log.error(
@@ -181,23 +181,28 @@ class Overflow:
                 self._spool.set_aside, shard.key, producer_id, sequence, reason=why
             ):
                 shard.spooled -= 1
+            else:
+                # The damage reaches to where it is looked up.
+                shard.fail_once(
+                    time.monotonic(), SpoolDamagedError(f"the spool {self._spool.path}: {why}")
+                )
         except SpoolError as error:
             self._say(error)
             shard.drain.clear()
             shard.fail_once(time.monotonic(), error)
 
-    async def close(self) -> None:
-        """Put what is left in memory into the spool, and close that."""
-        await self.put(self._buffer.shards)
-        await asyncio.to_thread(self._spool.close)
 
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
     """Go on with it when this is cancelled: a thread cannot be stopped half-way, and what it has
     done has to be counted."""
     running = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError as error:
+            # Maybe not the last one: a scope of anyio cancels at every await.
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from (None if running.cancelled() else running.exception())
+    return running.result()

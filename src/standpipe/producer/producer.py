@@ -49,7 +49,7 @@ from standpipe.producer.block import Block, Receipt, Receipts
 from standpipe.producer.buffer import Buffer, ProducerStats, Shard
 from standpipe.producer.lane import Lane, Way
 from standpipe.producer.level import Level
-from standpipe.producer.overflow import Overflow
+from standpipe.producer.overflow import Overflow, to_its_end
 from standpipe.spool import Spool
 from standpipe.stream import Definition, Stream
 from standpipe.wire import Link, pack
@@ -153,6 +153,9 @@ class Producer:
         self._spool_path = spool
         self._spool_bytes_max = spool_bytes_max
         self._spool_after_ms = min(SPOOL_AFTER_MS, deadline_ms)
+        known_ms = SEQUENCE_TTL_MS if spool is None else SPOOLED_SEQUENCE_TTL_MS
+        # A block that is tried for longer has to be recognised until the end.
+        self._sequence_ttl_ms = max(known_ms, 2 * deadline_ms)
         self._on_failed = on_failed
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
@@ -167,7 +170,10 @@ class Producer:
         self._buffer = self._new_buffer(())
         self._buffer.close()
         self._lanes: list[Lane] = []
+        self._spool: Spool | None = None
         self._overflow: Overflow | None = None
+        self._turn = asyncio.Lock()
+        """Whoever starts or stops it."""
         self._opened_stream = False
         self._is_confirmed = True
 
@@ -185,13 +191,18 @@ class Producer:
 
     async def start(self) -> Producer:
         """Connect, so that a wrong URL or password shows now and not at the first send."""
-        if self._lanes:
-            return self
+        async with self._turn:
+            if not self._lanes:
+                await self._start()
+        return self
+
+    async def _start(self) -> None:
         # Blocks are numbered from 1 again: under its old id the server would take them for old.
         self.id = uuid.uuid4().hex
-        spool = await self._open_spool()
         try:
-            await self._open_stream(spool)
+            # To its end: a spool that nobody closes would stay this process's.
+            await to_its_end(self._open_spool())
+            await self._open_stream()
             definition = self.stream.definition
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
@@ -200,35 +211,32 @@ class Producer:
                 # A run with more entries than the stream may have could never be added.
                 self._block_events_max = min(self._block_events_max, definition.entries_max)
             buffer = self._new_buffer(self.stream.keys)
-            if spool is not None:
-                self._overflow = await asyncio.to_thread(self._bound, spool, buffer)
+            if self._spool is not None:
+                self._overflow = await asyncio.to_thread(self._bound, self._spool, buffer)
             self._lanes = self._new_lanes(buffer)
             await self._connect()
         except BaseException:
-            await self._stop()
-            if spool is not None:
-                await asyncio.to_thread(spool.close)
+            await to_its_end(self._stop())
             raise
         for lane in self._lanes:
             lane.start()
         self._buffer = buffer
-        return self
 
-    async def _open_spool(self) -> Spool | None:
-        if self._spool_path is None:
-            return None
-        # What stands on the server has to be on disk, so what stands here has to be as well.
-        return await asyncio.to_thread(
-            Spool, self._spool_path, bytes_max=self._spool_bytes_max, fsync=self._level.fsync
-        )
+    async def _open_spool(self) -> None:
+        if self._spool_path is not None:
+            # What stands on the server has to be on disk, so what stands here has to be as well.
+            self._spool = await asyncio.to_thread(
+                Spool, self._spool_path, bytes_max=self._spool_bytes_max, fsync=self._level.fsync
+            )
 
-    async def _open_stream(self, spool: Spool | None) -> None:
+    async def _open_stream(self) -> None:
         self._is_confirmed = True
         if self.stream.is_open:
             return
         try:
             await self.stream.open()
         except ServerError as error:
+            spool = self._spool
             known = None if spool is None else await asyncio.to_thread(lambda: spool.definition)
             if not known or not error.retryable:
                 raise
@@ -248,7 +256,7 @@ class Producer:
         way = Way(
             idempotent=self._idempotent,
             compress=self._compress,
-            sequence_ttl_ms=SEQUENCE_TTL_MS if self._overflow is None else SPOOLED_SEQUENCE_TTL_MS,
+            sequence_ttl_ms=self._sequence_ttl_ms,
             limits=self.stream.definition.shard_limits,
         )
         # In a cluster the shards' slots move between nodes one by one: each has its own connection.
@@ -293,7 +301,7 @@ class Producer:
             NotAcknowledgedError: events failed whose receipts nobody has awaited.
         """
         require_same_process(self._made, "producer")
-        await self._buffer.wait_until_empty()
+        await self._buffer.wait_until_settled()
         self._buffer.raise_failures()
 
     async def close(self, *, deadline_ms: int = DRAIN_MS_MAX) -> None:
@@ -307,21 +315,28 @@ class Producer:
         self._buffer.is_closed = True
         try:
             async with asyncio.timeout(deadline_ms / 1000):
-                await self._buffer.wait_until_empty()
+                await self._buffer.wait_until_settled()
         except TimeoutError:
             log.error("events were not acknowledged within the %d ms that closing has", deadline_ms)
         finally:
-            await self._stop()
+            # To its end: what is left is spooled or reported, however often this is cancelled.
+            async with self._turn:
+                await to_its_end(self._stop())
         self._buffer.raise_failures()
 
     async def _stop(self) -> None:
         lanes, self._lanes = self._lanes, []
-        for lane in lanes:
-            await lane.stop()
         overflow, self._overflow = self._overflow, None
-        if overflow is not None:
-            await overflow.close()
-        self._buffer.close()
+        spool, self._spool = self._spool, None
+        try:
+            for lane in lanes:
+                await lane.stop()
+            if overflow is not None:
+                await overflow.put(self._buffer.shards)
+        finally:
+            self._buffer.close()
+            if spool is not None:
+                await asyncio.to_thread(spool.close)
         if self._opened_stream:
             self._opened_stream = False
             await self.stream.close()

@@ -85,9 +85,6 @@ class SpoolReader:
         size = 0
         with self._file.reading() as db:
             for block, checksum in _oldest_first(db, shard_key, count_max):
-                size += len(block.payload)
-                if found and size > bytes_max:
-                    break
                 if not _is_intact(block, checksum):
                     if found:
                         break
@@ -98,6 +95,9 @@ class SpoolReader:
                         producer_id=block.producer_id,
                         sequence=block.sequence,
                     )
+                size += len(block.payload)
+                if found and size > bytes_max:
+                    break
                 found.append(block)
         return found
 
