@@ -135,6 +135,10 @@ SPOOL_AFTER_MS: Final = 2_000
 """How long a shard is in trouble before what waits for it goes to the spool: longer than a restart
 or a failover of the server mostly takes, and what a crash of the producer may cost meanwhile."""
 
+REFUSALS_MAX: Final = 3
+"""Tries after which a spooled block that the server refuses for its own sake is set aside. More
+than one: a proxy in between may say something that no server does, for a moment."""
+
 SPOOL_HEAD_BYTES: Final = 1024 * 1024
 SPOOL_HEAD_BLOCKS: Final = 256
 """What is brought back from the spool at once for each shard: enough that the cost per transaction

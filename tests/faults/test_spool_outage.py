@@ -611,7 +611,8 @@ async def test_block_that_is_refused_for_good(
             await feeder.until_acknowledged(40)
             await until_empty(path)
             await feeder.finish()
-            assert producer.stats.drained == 7
+            # What was sent while the tries went on may have gone through the spool as well.
+            assert producer.stats.drained - producer.stats.spooled == 7
             assert producer.trouble is None
         by_shard = await events_of(stream)
         assert numbers(event for _, event in by_shard[-1])[:7] == [2, 3, 4, 6, 7, 2, 3]

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -183,7 +184,8 @@ def report(events, error):
 async def main(url, server):
     global kept
     stream = await Stream("power", url).open()
-    producer = await Producer(stream, on_failed=report).start()
+    spool = sys.argv[3] if len(sys.argv) > 3 else None
+    producer = await Producer(stream, on_failed=report, spool=spool).start()
     kept = stream, producer
     await (await producer.send(Event("m", 0, {"n": 0})))
     os.kill(server, signal.SIGSTOP)
@@ -194,12 +196,10 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
-def test_loop_that_ends(own_server: OwnServer) -> None:
-    """A program that never closes its producer hears, when its event loop ends, which events were
-    not acknowledged."""
-    server = own_server("valkey-9.1")
+def _end_the_loop(server: TestServer, *more: str) -> list[str]:
+    """What a program reports whose event loop ends under its producer."""
     ended = subprocess.run(
-        [sys.executable, "-c", NEVER_CLOSED, server.url, str(server.pid)],
+        [sys.executable, "-c", NEVER_CLOSED, server.url, str(server.pid), *more],
         capture_output=True,
         text=True,
         timeout=30,
@@ -207,10 +207,27 @@ def test_loop_that_ends(own_server: OwnServer) -> None:
     )
     server.cont()
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() in (
+    return ended.stdout.split()
+
+
+def test_loop_that_ends(own_server: OwnServer) -> None:
+    """A program that never closes its producer hears, when its event loop ends, which events were
+    not acknowledged."""
+    assert _end_the_loop(own_server("valkey-9.1")) in (
         ["ProducerClosedError", "1", "2", "3"],
         ["UnknownOutcomeError", "1", "2", "3"],
     )
+
+
+async def test_loop_that_ends_with_a_spool(own_server: OwnServer, tmp_path: Path) -> None:
+    """With a spool they are there then, and the next producer sends them, once."""
+    server = own_server("valkey-9.1")
+    spool = tmp_path / "spool"
+    assert _end_the_loop(server, str(spool)) == []
+    async with Stream("power", server.url) as stream:
+        async with Producer(stream, spool=spool) as producer:
+            await eventually(lambda: producer.stats.drained == 3)
+        assert await numbers_at(stream.server, "power") == [0, 1, 2, 3]
 
 
 # --- forks ---------------------------------------------------------------------------------------

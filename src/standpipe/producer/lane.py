@@ -23,7 +23,7 @@ from standpipe.errors import (
     StandpipeError,
 )
 from standpipe.keyspace import side_key
-from standpipe.limits import CONFIRM_MS_MAX, WRITE_BLOCKS_MAX, WRITE_BYTES_MAX
+from standpipe.limits import CONFIRM_MS_MAX, REFUSALS_MAX, WRITE_BLOCKS_MAX, WRITE_BYTES_MAX
 from standpipe.producer.block import Block
 from standpipe.producer.buffer import Buffer, Shard
 from standpipe.producer.level import Level
@@ -139,6 +139,8 @@ class Lane:
         finally:
             if self._runner is not None:
                 # Not by stop(): the event loop ends under a producer that was never closed.
+                if self._overflow is not None:
+                    self._overflow.put_now(self._shards)
                 ended = ProducerClosedError("the event loop ended before the acknowledgement")
                 self._buffer.fail_all(self._shards, ended)
 
@@ -253,6 +255,8 @@ class Lane:
 
     def _confirm_ms(self, written: Iterable[tuple[Shard, Block]]) -> int:
         """How long to wait for disk and replicas: no longer than until the first gives up."""
+        if self._overflow is not None:
+            return CONFIRM_MS_MAX
         left_s = min(block.deadline for _, block in written) - time.monotonic()
         return max(1, int(min(CONFIRM_MS_MAX, left_s * 1000)))
 
@@ -289,12 +293,14 @@ class Lane:
                     self._buffer.fail(shard, block, short)
             elif block.producer_id:
                 # Nobody waits for this one, so it stays until the server takes it. One that is
-                # itself at fault would hold up all those behind it.
-                if isinstance(reply, ReplyError) and self._overflow is not None:
+                # itself at fault, and refused again and again, would hold up all those behind it.
+                is_refused = isinstance(reply, ReplyError) and shard.attempt + 1 >= REFUSALS_MAX
+                if is_refused and self._overflow is not None:
+                    shard.succeed()
                     await self._overflow.refused(shard, reply)
                 else:
                     trouble[shard] = reply
-            elif reply.retryable:
+            elif reply.retryable or self._keeps(reply):
                 trouble[shard] = reply
             else:
                 self._buffer.fail(shard, block, reply)
@@ -303,6 +309,11 @@ class Lane:
                 await self._overflow.settled(shard, block)
         # Behind a block that failed for good the next is out of order once: no trouble.
         return {s: error for s, error in trouble.items() if not isinstance(error, SequenceError)}
+
+    def _keeps(self, error: StandpipeError) -> bool:
+        """Whether a block that the server refused waits for what is wrong to be mended: with a
+        spool it does, unless the server's reply is about the block itself."""
+        return self._overflow is not None and not isinstance(error, ReplyError)
 
     def _pack(self, link: Link, shard: Shard, block: Block) -> tuple[bytes, ...]:
         """The command that appends a block, in one or two pieces."""

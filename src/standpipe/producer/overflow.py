@@ -91,6 +91,30 @@ class Overflow:
             self._is_full = False
             log.info("the spool %s takes events again", self._spool.path)
 
+    def put_now(self, shards: Sequence[Shard]) -> None:
+        """The same when the event loop ends, and nothing can be waited for any more."""
+        for shard in shards:
+            # A thread that nobody waits for any more may have put the first of them there.
+            last = max(
+                (
+                    series.last_sequence
+                    for series in self._spool.summary().series
+                    if (series.shard_key, series.producer_id) == (shard.key, self._producer_id)
+                ),
+                default=0,
+            )
+            while shard.queue and 0 < shard.queue[0].sequence <= last:
+                self._buffer.spool(shard)
+            while shard.queue:
+                blocks = self._next_blocks(shard)
+                try:
+                    self._spool.append(blocks)
+                except (SpoolError, ConfigError) as error:
+                    self._say(error)
+                    return
+                for _ in blocks:
+                    self._buffer.spool(shard)
+
     def _next_blocks(self, shard: Shard) -> list[SpooledBlock]:
         """The oldest of the queue, closed: what is sent meanwhile goes into blocks behind them."""
         found: list[SpooledBlock] = []
