@@ -47,6 +47,7 @@ class OrderedLane(Lane):
         super().__init__(member, intake, shards)
         self._leases = leases
         self._wake = asyncio.Event()
+        self._ack_order = asyncio.Lock()
         self._reading_under: dict[int, Lease] = {}
         """The leases of the round that the reader is at."""
         self._full: set[int] = set()
@@ -100,6 +101,8 @@ class OrderedLane(Lane):
         self._wake.set()
 
     def drop(self, shard: int) -> None:
+        # Those that have not left yet would be refused.
+        self.intake.stats.refused += sum(len(ids) for owner, ids in self._acks if owner == shard)
         self._acks = [(owner, ids) for owner, ids in self._acks if owner != shard]
         self._acking[shard].clear()
         for entry_id in list(self.held[shard]):
@@ -111,6 +114,8 @@ class OrderedLane(Lane):
         self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
     ) -> list[Any]:
         """A script for several shards, in one round trip; error replies stand in their places."""
+        if not calls:
+            return []
         known = script(name)
         replies = await self._exchange([known.pack(keys, *given) for keys, given in calls])
         # Another client may teach the server the script in between: then some were executed.
@@ -176,7 +181,7 @@ class OrderedLane(Lane):
             else:
                 requests.append(_Request(lease, [], count))
         if requests:
-            is_more = await self._request(requests, self._take_acks()) or is_more
+            is_more = await self._request(requests) or is_more
         return is_more
 
     async def _inherit(self, lease: Lease, start: bytes, count: int) -> None:
@@ -212,14 +217,20 @@ class OrderedLane(Lane):
             if found[b"name"] == name:
                 self._reached[shard] = found[b"last-delivered-id"]
 
-    async def _request(
-        self, requests: list[_Request], acks: Iterable[tuple[int, list[bytes]]]
-    ) -> bool:
-        """Acknowledge and read, in one round trip; returns whether something was read."""
-        all_acks: list[_Request] = []
-        for shard, ids in acks:
-            if lease := self._leases.owned.get(shard):
-                all_acks.append(_Request(lease, ids, 0))
+    async def _request(self, requests: list[_Request]) -> bool:
+        """Send the waiting acknowledgements and read, in one round trip; returns whether it found
+        something."""
+        # One after another: those that are put back have to leave before later ones. If this
+        # process dies in between, what is not acknowledged is the end of what was handled.
+        async with self._ack_order:
+            return await self._acknowledge_and_read(requests)
+
+    async def _acknowledge_and_read(self, requests: list[_Request]) -> bool:
+        all_acks = [
+            _Request(self._leases.owned[shard], ids, 0)
+            for shard, ids in self._take_acks()
+            if shard in self._leases.owned
+        ]
         requests = [*all_acks, *requests]
         member = self.member
         calls = [
@@ -301,8 +312,17 @@ class OrderedLane(Lane):
             self._wake.set()
 
     async def flush(self) -> None:
-        if acks := self._take_acks():
-            await self._request([], acks)
+        # Those that are on their way may come back.
+        if self._acks or self._ack_order.locked():
+            await self._request([])
+
+    async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
+        # What was handled before is acknowledged before.
+        try:
+            await self.flush()
+        except StandpipeError as error:
+            log.warning("acknowledgements wait: %s", error)
+        await super().settle(shard, entry_id, letters)
 
     def _fencing(self, shard: int) -> tuple[Sequence[str], Sequence[Any]]:
         return (self._lease_key(shard),), (self._leases.fence(shard) or 0,)
