@@ -43,6 +43,7 @@ class Lines(Calls):
         super().__init__()
         self._leases: Final = leases
         self._lines: Final[dict[int, _Line]] = {}
+        self._is_closed = False
         self._offered: Final[asyncio.Queue[_Line]] = asyncio.Queue()
 
     def put_nowait(self, item: Call) -> None:
@@ -66,7 +67,7 @@ class Lines(Calls):
             line = await self._offered.get()
             line.is_offered = False
             self._drop_stale(line)
-            if not line.calls or not self._may_begin(line.calls[0]):
+            if self._is_closed or not line.calls or not self._may_begin(line.calls[0]):
                 continue  # A change of its lease offers it again.
             line.is_running = True
             return line.calls.popleft()
@@ -90,6 +91,10 @@ class Lines(Calls):
         """Leases may have been renewed, or waits be over: look at all shards again."""
         for line in self._lines.values():
             self._offer(line)
+
+    def close(self) -> None:
+        """Give no more calls out; may be called from a signal handler."""
+        self._is_closed = True
 
     def clear(self) -> None:
         for line in self._lines.values():
@@ -115,9 +120,9 @@ class Lines(Calls):
         """Called just before the handler, in whatever thread.
 
         Raises:
-            NotBegun: another worker may own the shard by now.
+            NotBegun: another worker may own the shard by now, or this one is to stop.
         """
-        if not self._may_begin(call):
+        if self._is_closed or not self._may_begin(call):
             raise NotBegun
 
     def _may_begin(self, call: Call) -> bool:

@@ -201,6 +201,9 @@ class Worker:
     def stop(self) -> None:
         """Ask :meth:`run` to drain and return; may be called from a signal handler."""
         self._stop_asked.set()
+        if self._lines is not None:
+            # Before a runner passes one call over because of it, and makes a later one.
+            self._lines.close()
 
     async def run(self) -> None:
         """Handle events until :meth:`stop` is called or an error comes that no retry mends.
@@ -281,7 +284,7 @@ class Worker:
 
     def _begin_nothing(self) -> None:
         """Let no handler begin any more."""
-        self._stop_asked.set()
+        self.stop()
         for timer in self._later:
             timer.cancel()
         self._later.clear()
