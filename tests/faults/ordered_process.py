@@ -18,7 +18,9 @@ from standpipe import Context, Event, Stream, Worker
 async def work(url: str, name: str, path: str, lease_ms: str) -> None:
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     async with Stream(name, url) as stream:
-        worker = Worker(stream, "g", ordered=True, lease_ms=int(lease_ms))
+        # A block that is in progress at five deaths in a row would be taken for deadly.
+        options = {"lease_ms": int(lease_ms), "deliveries_max": 1_000}
+        worker = Worker(stream, "g", ordered=True, **options)
 
         @worker.each
         async def handle(event: Event, context: Context) -> None:

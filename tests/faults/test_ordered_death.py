@@ -18,7 +18,7 @@ from standpipe import Event, Producer, Stream
 from tests.conditions import eventually
 from tests.faults.processes import Process
 from tests.servers.fleet import TestServer
-from tests.servers.working import send, settled
+from tests.servers.working import letters, send, settled
 
 pytestmark = [pytest.mark.servers, pytest.mark.faults]
 LEASE_MS = 500
@@ -171,6 +171,7 @@ async def ill_treat(
         process.signal(signal.SIGTERM)
     for process in [*stopped, *living]:
         await asyncio.to_thread(process.process.wait, 20)
+    assert await letters(stream) == []
     return check(log.read(), sent)
 
 
