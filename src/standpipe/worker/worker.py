@@ -13,9 +13,9 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -49,6 +49,7 @@ from standpipe.stream import Stream
 from standpipe.typed import converter
 from standpipe.worker.call import Call, Calls, Open
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
+from standpipe.worker.handler import name_of, takes_context, unfinished
 from standpipe.worker.ordered import Lines, NotBegun
 from standpipe.worker.threads import Slice, Threads
 
@@ -187,7 +188,7 @@ class Worker:
     def _set_handler(self, handler: H, *, is_batch: bool) -> H:
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
-        self._wants_context = _takes_context(handler)
+        self._wants_context = takes_context(handler)
         self._convert = converter(handler, is_batch=is_batch)
         self._handler = handler
         self._is_batch = is_batch
@@ -256,7 +257,7 @@ class Worker:
             _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
             if deaf:
                 log.error("%d calls of handler %s ignore that they are cancelled",
-                          len(deaf), _name_of(self._handler))  # fmt: skip
+                          len(deaf), name_of(self._handler))  # fmt: skip
         try:
             async with asyncio.timeout(LEAVE_MS_MAX / 1000):
                 await self._report_all()
@@ -323,7 +324,7 @@ class Worker:
             log.warning(
                 "handler %s still runs after %d ms for %s%s: left pending, and so is what has not "
                 "begun",
-                _name_of(self._handler),
+                name_of(self._handler),
                 self._drain_ms_max,
                 ", ".join(at[:10]),
                 f" and {len(at) - 10} more" if len(at) > 10 else "",
@@ -534,7 +535,7 @@ class Worker:
                 result = handler(*self._arguments(call))
             except Exception as error:
                 return error
-            return None if result is None else _unfinished(handler, result)
+            return None if result is None else unfinished(handler, result)
 
         piece = Slice(calls, handle, is_ordered=self._lines is not None)
         # Where this is cut off it stays there: what its thread has done by then is to be reported.
@@ -768,46 +769,3 @@ def _decode_error(entry: Entry) -> DecodeError | None:
 
 def _counts(argument: Batch | Event) -> list[int]:
     return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
-
-
-def _unfinished(handler: Callable[..., Any], result: object) -> HandlerError | None:
-    """The error for a plain handler that has only begun: what it returned would have to be run."""
-    kind = type(result)
-    if not issubclass(kind, (Awaitable, Generator, AsyncGenerator)):
-        return None
-    if issubclass(kind, Coroutine):
-        # Python would warn of it otherwise.
-        cast("Coroutine[Any, Any, Any]", result).close()
-    return HandlerError(
-        f"{_name_of(handler)} returned a {kind.__name__}, so it has handled nothing yet",
-        hint="Declare the handler itself with `async def`, and without `yield`.",
-    )
-
-
-def _name_of(handler: object) -> str:
-    return getattr(handler, "__name__", repr(handler))
-
-
-def _takes_context(handler: Callable[..., Any]) -> bool:
-    name = _name_of(handler)
-    if not callable(handler):
-        raise HandlerError(f"{name} is not callable")
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise HandlerError(
-            f"{name} is a generator: calling it runs nothing of it",
-            hint="Write the handler without `yield`.",
-        )
-    try:
-        parameters = inspect.signature(handler).parameters.values()
-    except (TypeError, ValueError):
-        # Some functions written in C have no signature: they get the event alone.
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = [p for p in positional if p.default is p.empty]
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if len(needed) > 2 or not positional or named:
-        raise HandlerError(
-            f"{name} takes {len(needed)} arguments{' and ' if named else ''}{', '.join(named)}",
-            hint="A handler takes the event (or batch) and, if it wants it, the context.",
-        )
-    return len(needed) == 2
