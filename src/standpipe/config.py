@@ -31,6 +31,8 @@ from standpipe.limits import (
     IDLE_MS_MIN,
     IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
+    LEASE_MS,
+    LEASE_MS_MIN,
     SEND_DEADLINE_MS,
     SERVER_PORT,
     SHARDS_MAX,
@@ -339,6 +341,12 @@ class Settings:
         DELIVERIES_MAX,
         "integer",
         "Deliveries after which an event that keeps failing becomes a dead letter.",
+    )
+    lease_ms: int = _setting(
+        LEASE_MS,
+        "duration",
+        "In ordered mode: how long a shard stays with a worker that is not heard of any more.",
+        at_least=LEASE_MS_MIN,
     )
     drain_ms_max: int = _setting(
         DRAIN_MS_MAX,

@@ -262,6 +262,20 @@ taken over."""
 FORGET_TRIES: Final = 4
 """How often in that time each living member looks for such names."""
 
+LEASE_MS: Final = 10_000
+"""How long a shard stays with its owner of ordered mode that is not heard of any more. As long as
+REPLY_MS_MAX: a slow reply alone must not cost a worker its shards."""
+
+LEASE_MS_MIN: Final = 100
+"""Below this an event loop that is merely busy loses its shards."""
+
+LEASE_LOOK_MS: Final = 1_000
+LEASE_LOOKS_MIN: Final = 5
+"""Members of a group in ordered mode renew their leases, and look at those of others, after the
+first, or so often in the time of a lease if that is sooner. So all but one of the looks may fail;
+a shard without an owner lies for so long at most before it is seen, and so does each half of a
+move: the one that gives it up, and the one that takes it."""
+
 DELIVERIES_MAX: Final = 5
 """Deliveries of an entry before its failing event is dead-lettered."""
 

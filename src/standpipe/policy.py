@@ -1,10 +1,11 @@
-"""Decisions that need no server: when to try again and when to give up. Pure."""
+"""Decisions that need no server: when to try again, when to give up, who has which shard. Pure."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 from standpipe.limits import RETRY_AFTER_MS, RETRY_AFTER_MS_MAX, RETRY_MS_MAX, RETRY_MS_MIN
 
@@ -62,3 +63,38 @@ def on_takeover(deliveries: int, deliveries_max: int) -> Verdict:
 def renew_every_ms(idle_ms_min: int, renewals: int) -> int:
     """How often a live worker renews what it holds so that it is not taken for dead."""
     return max(1, idle_ms_min // renewals)
+
+
+class Moves(NamedTuple):
+    """What a member does about its shards."""
+
+    release: list[int]
+    """Shards of its own that it gives up, once what it is in the middle of is done."""
+    take: list[int]
+    """Shards without an owner that it tries to take."""
+
+
+def balance(members: Iterable[str], owners: Sequence[str | None], me: str) -> Moves:
+    """Which shards a member gives up and which it takes, so that all have as many, or one more.
+
+    Each member decides for itself. From the same view all decide alike: what they take does not
+    overlap, and a member that has a fair share gives up nothing.
+
+    Args:
+        members: Who is there to own shards.
+        owners: The owner of each shard; None: it is free.
+        me: The member that decides; one of the members.
+    """
+    there = {*members, me}
+    held = Counter(owner for owner in owners if owner is not None)
+    # An owner that is no member is on its way out: nobody counts on its shards before it is gone.
+    shared = len(owners) - sum(count for owner, count in held.items() if owner not in there)
+    share, extra = divmod(shared, len(there))
+    # Those who have one more keep it, so that nothing moves without need.
+    ranked = sorted(there, key=lambda name: (-held[name], name))
+    due = {name: share + (rank < extra) for rank, name in enumerate(ranked)}
+    mine = [shard for shard, owner in enumerate(owners) if owner == me]
+    free = [shard for shard, owner in enumerate(owners) if owner is None]
+    before = ranked[: ranked.index(me)]
+    start = sum(max(0, due[name] - held[name]) for name in before)
+    return Moves(mine[due[me] :], free[start : start + max(0, due[me] - len(mine))])

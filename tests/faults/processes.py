@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 class Process:
     """A worker process and what it has said so far."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, module: str = "worker_process") -> None:
         self.process = subprocess.Popen(
             # They end with the tests, however those end.
             tied_command(
                 sys.executable,
                 "-m",
-                "tests.faults.worker_process",
+                f"tests.faults.{module}",
                 *arguments,
                 number=signal.SIGKILL,
             ),

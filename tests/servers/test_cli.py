@@ -188,6 +188,23 @@ def test_work_runs_a_handler_and_drains(
     assert sorted(key for _, key in _seen(tmp_path)) == sorted(f"m{n}" for n in range(20))
 
 
+def test_work_in_order(newest: TestServer, stream_name: str, tmp_path: Path, started) -> None:
+    """`work --ordered` owns the shard, handles in order, and gives it up when it drains."""
+    (tmp_path / "app.py").write_text(HANDLER)
+    for n in range(20):
+        newest.command("XADD", stream_name, "*", "key", f"m{n:02}", "volts", 230)
+    options = ("-g", "g", "--ordered", "--lease-ms", "30s")
+    worker = started("work", stream_name, "app:store", *options, url=newest.url, cwd=tmp_path)
+    eventually_sync(lambda: len(_seen(tmp_path)) == 20, 20, what="20 events handled")
+    lease = f"{{{stream_name}}}:lease:g"
+    assert newest.command("PTTL", f"{lease}:lasts") > 10_000
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=20)
+    assert worker.returncode == 0, err
+    assert newest.command("EXISTS", f"{lease}:lasts") == 0
+    assert [key for _, key in _seen(tmp_path)] == [f"m{n:02}" for n in range(20)]
+
+
 def test_a_handler_that_hangs_does_not_keep_the_process(
     newest: TestServer, stream_name: str, tmp_path: Path, started
 ) -> None:

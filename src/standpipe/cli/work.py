@@ -81,6 +81,16 @@ def work(
     in_flight_bytes_max: Annotated[
         str | None, typer.Option(help="Bytes of entries held unacknowledged: 64MiB.")
     ] = None,
+    ordered: Annotated[
+        bool,
+        typer.Option(
+            "--ordered",
+            help="Keep the order of each key, also across failures; for all workers of the group.",
+        ),
+    ] = False,
+    lease_ms: Annotated[
+        str | None, typer.Option(help="With --ordered: a dead worker's shards go on after so long.")
+    ] = None,
     drain_ms_max: Annotated[str | None, typer.Option(help="Wait so long for handlers.")] = None,
     url: Url = None,
     as_json: Json = False,
@@ -118,6 +128,7 @@ def work(
         idle_ms_min=idle_ms_min,
         in_flight_events_max=in_flight_events_max,
         in_flight_bytes_max=in_flight_bytes_max,
+        lease_ms=lease_ms,
         drain_ms_max=drain_ms_max,
     )
 
@@ -133,6 +144,8 @@ def work(
                 in_flight_events_max=settings.in_flight_events_max,
                 in_flight_bytes_max=settings.in_flight_bytes_max,
                 drain_ms_max=settings.drain_ms_max,
+                ordered=ordered,
+                lease_ms=settings.lease_ms,
             )
             (worker.batch if wants_batch else worker.each)(function)
             on_stop_signals(worker.stop)

@@ -7,17 +7,21 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.leases import Leases
+from standpipe.consumer.ordered import OrderedLane
 from standpipe.consumer.requeued import RequeuedLane, RequeuedShard
 from standpipe.errors import ConfigError, StandpipeError
 from standpipe.limits import (
     IDLE_MS_MIN,
     IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
+    LEASE_MS,
+    LEASE_MS_MIN,
     LEAVE_TRIES_MAX,
 )
 from standpipe.policy import backoff_ms
@@ -46,6 +50,9 @@ class Consumer:
             may pass it, by less than as much again, so that a busy consumer too helps with what the
             dead have left; and a read may, whose entries turn out larger than those before.
         in_flight_bytes_max: Bytes of their entries, as the server sent them; likewise.
+        ordered: A shard is read by one member at a time, by lease: what is pending on it first, in
+            order, whoever held it. All members of the group have to be so.
+        lease_ms: In ordered mode, how long a shard stays with an owner that is not heard of, ms.
 
     Delivery:
         At least once. What is delivered stays pending until acknowledged; if this process dies,
@@ -62,6 +69,8 @@ class Consumer:
         idle_ms_min: int = IDLE_MS_MIN,
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
         in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
+        ordered: bool = False,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         if not group or any(c.isspace() for c in group):
             raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
@@ -75,12 +84,17 @@ class Consumer:
         ):
             if value < 1:
                 raise ConfigError(f"{option} is {value}", hint="It is at least 1.")
+        if lease_ms < LEASE_MS_MIN:
+            raise ConfigError(f"lease_ms is {lease_ms}", hint=f"At least {LEASE_MS_MIN} ms.")
         self.stream: Final = stream
         self.group: Final = group
         self.name: Final = name or default_consumer_name()
         self._member = Member(stream, group, self.name, start, idle_ms_min)
         self._intake = Intake(in_flight_events_max, in_flight_bytes_max)
+        self.leases: Final = Leases(self.name, lease_ms, self.stats) if ordered else None
+        """In ordered mode: the shards that this consumer owns."""
         self._lanes: list[Lane] = []
+        self._meet: Callable[[int], Coroutine[Any, Any, list[str]]] | None = None
         self._requeued: list[RequeuedLane] = []
         """Beside each lane: what was requeued for this group on its shards."""
         self._loops: list[asyncio.Task[None]] = []
@@ -103,7 +117,13 @@ class Consumer:
         keys = self.stream.keys
         clustered = self.stream.server.is_cluster
         groups = [[shard] for shard in range(len(keys))] if clustered else [list(range(len(keys)))]
-        self._lanes = [Lane(self._member, self._intake, shards) for shards in groups]
+        leased: list[OrderedLane] = []
+        if self.leases is None:
+            self._lanes = [Lane(self._member, self._intake, shards) for shards in groups]
+        else:
+            leases = self.leases
+            leased = [OrderedLane(self._member, self._intake, shards, leases) for shards in groups]
+            self._lanes = [*leased]
         try:
             for lane in self._lanes:
                 await lane.create_groups()
@@ -115,6 +135,12 @@ class Consumer:
             self._readers.append(self._loop(lane.read_loop(), "standpipe-reader"))
             self._loops.append(self._loop(lane.flush_loop(), "standpipe-flusher"))
             self._loops.append(self._loop(lane.keep_loop(), "standpipe-keeper"))
+        if self.leases is not None:
+            for lane, requeued in zip(leased, self._requeued, strict=True):
+                lane.dropped = requeued.drop
+            self.leases.set_lanes(leased)
+            self._meet = leased[0].meet
+            self._loops.append(self._loop(self.leases.loop(self._meet), "standpipe-leases"))
 
     def _loop(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         loop = asyncio.create_task(work, name=name)
@@ -137,7 +163,12 @@ class Consumer:
             yield await self._intake.get()
 
     async def stop_reading(self) -> None:
-        """Deliver nothing more; what was delivered can still be acknowledged."""
+        """Deliver nothing more; what was delivered can still be acknowledged.
+
+        In ordered mode, shards on which nothing is in progress are given up at once.
+        """
+        if self.leases is not None:
+            self.leases.give_up()
         await cancel_tasks(self._readers)
 
     async def leave(self) -> None:
@@ -152,6 +183,8 @@ class Consumer:
         await cancel_tasks(self._loops)
         for lane in (*self._requeued, *self._lanes):
             await self._leave(lane)
+        if self.leases is not None and self._meet is not None:
+            await self.leases.leave(self._meet)
 
     async def _leave(self, lane: Lane) -> None:
         for attempt in range(1, LEAVE_TRIES_MAX + 1):

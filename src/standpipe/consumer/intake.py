@@ -22,10 +22,11 @@ class Delivery:
 
     ``ids`` are the entry IDs as the server wrote them, parallel to ``batch.entries``.
     ``deliveries`` says of those that were delivered before how often: how often a handler was begun
-    with them, whatever became of it. It is empty if none was.
+    with them, whatever became of it. It is empty if none was. ``fence`` is that of the lease under
+    which they were read; 0 without leases.
     """
 
-    __slots__ = ("batch", "deliveries", "ids", "shard", "undecodable")
+    __slots__ = ("batch", "deliveries", "fence", "ids", "shard", "undecodable")
 
     def __init__(
         self,
@@ -34,12 +35,14 @@ class Delivery:
         ids: list[bytes],
         deliveries: dict[bytes, int],
         undecodable: list[Undecodable],
+        fence: int = 0,
     ) -> None:
         self.shard = shard
         self.batch = batch
         self.ids = ids
         self.deliveries = deliveries
         self.undecodable = undecodable
+        self.fence = fence
 
 
 class ConsumerStats:
@@ -50,8 +53,11 @@ class ConsumerStats:
         "consumers_removed",
         "events",
         "groups_created",
+        "leases_lost",
+        "leases_taken",
         "lost",
         "read",
+        "refused",
         "taken_from_us",
         "taken_over",
     )
@@ -73,6 +79,12 @@ class ConsumerStats:
         """Names of other consumers, long unseen and with nothing pending, taken off the group."""
         self.groups_created = 0
         """Groups created, or created again after the server lost them."""
+        self.leases_taken = 0
+        """Ordered mode: shards that have become this consumer's."""
+        self.leases_lost = 0
+        """Ordered mode: shards that were taken from it, as it was not heard of for too long."""
+        self.refused = 0
+        """Ordered mode: entries whose acknowledgement came when the shard was another's."""
 
     def __repr__(self) -> str:
         return f"ConsumerStats({', '.join(f'{n}={getattr(self, n)}' for n in self.__slots__)})"
@@ -96,6 +108,7 @@ class Intake:
 
     def __init__(self, events_max: int, bytes_max: int) -> None:
         self.stats: Final = ConsumerStats()
+        self.limits: Final = Room(events_max, bytes_max)
         self.in_flight = 0
         """Events delivered and not yet settled."""
         self.in_flight_bytes = 0

@@ -87,6 +87,28 @@ class Lane:
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
 
+    # --- what ordered mode does otherwise --------------------------------------------------------
+
+    def own(self) -> list[int]:
+        """The shards that this consumer may read: all, but for ordered mode."""
+        return self.shards
+
+    def fence(self, shard: int) -> int | None:
+        """The fence of the lease that it has of a shard; 0 without leases, None if it has none."""
+        return 0
+
+    def _stamp(self, shard: int) -> int | None:
+        """The fence under which entries are delivered; None: they are not to be."""
+        return self.fence(shard)
+
+    def _fencing(self, shard: int) -> tuple[Sequence[str], Sequence[Any]]:
+        """Keys and arguments that a script gets on top, so that it can refuse."""
+        return (), ()
+
+    def _refused(self, shard: int, entry_id: bytes) -> None:
+        """The server has refused to settle an entry, as its shard is another consumer's."""
+        self._taken_from_us(shard, entry_id)
+
     # --- connections -----------------------------------------------------------------------------
 
     async def _reading(self) -> Link:
@@ -322,6 +344,9 @@ class Lane:
 
     def _take(self, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
         """Decode entries of a shard and deliver them."""
+        fence = self._stamp(shard)
+        if fence is None:
+            return
         now = time.monotonic()
         held = self.held[shard]
         entries: list[Entry] = []
@@ -347,7 +372,7 @@ class Lane:
             self._entry_events = max(1, largest, self._entry_events // 2)
             self._entry_bytes = max(1, *sizes, self._entry_bytes // 2)
             batch = Batch(entries, stream=self.stream.name, shard=int(shard))
-            self.intake.put(Delivery(shard, batch, ids, counts, undecodable), sum(sizes))
+            self.intake.put(Delivery(shard, batch, ids, counts, undecodable, fence), sum(sizes))
 
     def _decode(self, entry_id: bytes, fields: list[bytes]) -> Entry:
         return decode_entry(entry_id, fields, self._layout)
@@ -443,19 +468,22 @@ class Lane:
         self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]], *, is_last: bool
     ) -> None:
         member, attempt = self.member, 0
+        lease, fence = self._fencing(shard)
         arguments = [part for letter in letters for part in (len(letter), *letter)]
-        keys = (self.stream.keys[shard], self.stream.dead_key(shard))
+        keys = (self.stream.keys[shard], self.stream.dead_key(shard), *lease)
         while entry_id in self.held[shard]:
             what = "ack" if is_last else "again" if attempt else "keep"
             try:
                 kept = await self._run(
-                    "settle", keys, member.group, member.name, entry_id, what, *arguments
+                    "settle", keys, member.group, member.name, entry_id, what, *arguments, *fence
                 )
             except StandpipeError as error:
                 attempt += 1
                 await self._pause(error, attempt, self._control_link)
                 continue
-            if not kept and not (is_last and attempt):
+            if kept < 0:
+                self._refused(shard, entry_id)
+            elif not kept and not (is_last and attempt):
                 self._taken_from_us(shard, entry_id)
             elif is_last:
                 # Nothing kept at a later try: the first one was done, and its reply was lost.

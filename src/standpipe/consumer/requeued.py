@@ -139,9 +139,19 @@ class RequeuedLane(Lane):
         keys = _RequeuedKeys(lane.stream, lane.member.group)
         super().__init__(lane.member._replace(stream=keys), lane.intake, lane.shards)
         self._lane = lane
-        self._all = lane.shards
         self.shards = []
         """Those for which something was requeued, at the last look: the others have no key."""
+
+    def fence(self, shard: int) -> int | None:
+        # In ordered mode the shard's owner handles what was requeued too.
+        return self._lane.fence(shard)
+
+    def drop(self, shard: int) -> None:
+        """Renew nothing of a shard any more; its next owner finds it when it has been idle."""
+        self._acks = [(owner, ids) for owner, ids in self._acks if owner != shard]
+        self._acking[shard].clear()
+        for entry_id in list(self.held[shard]):
+            self._forget(shard, entry_id)
 
     async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
         return await self._lane._exchange(commands)
@@ -183,8 +193,9 @@ class RequeuedLane(Lane):
 
         ``seen`` are the keys of which what this consumer has pending is known already.
         """
-        there = await self._ask([pack("EXISTS", self.stream.keys[shard]) for shard in self._all])
-        self.shards = [shard for shard, is_there in zip(self._all, there, strict=True) if is_there]
+        own = self._lane.own()
+        there = await self._ask([pack("EXISTS", self.stream.keys[shard]) for shard in own])
+        self.shards = [shard for shard, is_there in zip(own, there, strict=True) if is_there]
         keys = [self.stream.keys[shard] for shard in self.shards]
         seen.intersection_update(keys)
         found = False

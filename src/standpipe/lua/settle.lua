@@ -5,6 +5,7 @@
 --
 -- KEYS[1]   the shard
 -- KEYS[2]   its dead letters (a stream)
+-- KEYS[3]   in ordered mode: its lease for the group; the last argument is then the consumer's fence
 -- ARGV[1]   group
 -- ARGV[2]   consumer
 -- ARGV[3]   entry ID
@@ -13,11 +14,16 @@
 -- ARGV[5..] of each dead letter in turn: how many arguments follow for it, then name, value...
 --
 -- Returns  how many dead letters are kept by this call: 0 if the entry is not pending for this
---          consumer, because another one has taken it over; then nothing was done here.
+--          consumer, because another one has taken it over; -1 if the lease is not the consumer's
+--          any more. Then nothing was done here.
 -- Cost     O(log(pending)), O(1) per dead letter. XPENDING, XADD each, XACK; with 'again' also
 --          XREVRANGE of the last 1000 letters.
 
 local group, consumer, id, what = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if KEYS[3] then
+  local held, fence = redis.call('HMGET', KEYS[3], 'owner', 'fence'), table.remove(ARGV)
+  if held[1] ~= consumer or held[2] ~= fence then return -1 end
+end
 if #redis.call('XPENDING', KEYS[1], group, id, id, 1, consumer) == 0 then return 0 end
 
 local letters, at = {}, 5

@@ -1,7 +1,8 @@
 """Worker: runs a user's handler over what its consumer delivers, and settles every event.
 
 worker.py is the worker as a whole, call.py what it has to call the handler for, context.py what the
-handler gets and may raise, threads.py where plain handlers run.
+handler gets and may raise, handler.py what can be one, threads.py where plain ones run, ordered.py
+the calls of ordered mode.
 """
 
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats

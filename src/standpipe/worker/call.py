@@ -11,9 +11,13 @@ from standpipe.event import Batch, Event, EventId
 class Open:
     """An entry whose events are not all settled yet."""
 
-    __slots__ = ("deliveries", "id", "left", "letters", "shard")
+    __slots__ = ("deliveries", "fence", "id", "is_begun", "left", "letters", "shard")
 
-    def __init__(self, shard: int, entry_id: bytes, left: int) -> None:
+    def __init__(self, shard: int, entry_id: bytes, left: int, fence: int) -> None:
+        self.fence = fence
+        """Of the lease under which it was delivered; 0 without leases."""
+        self.is_begun = False
+        """Whether some of its events are settled and others are not."""
         self.shard = shard
         self.id = entry_id
         self.left = left
@@ -55,6 +59,10 @@ class Calls(asyncio.Queue[Call]):
         for call in reversed(calls):
             self.put_nowait(call)
         self._is_putting_back = False
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._queue.clear()
 
     def _init(self, maxsize: int) -> None:
         self._is_putting_back = False

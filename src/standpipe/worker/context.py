@@ -41,14 +41,23 @@ class Context:
     """Where an event, or the first of a batch, comes from.
 
     ``deliveries`` counts this delivery too. ``queued_ms`` is the time since the entry was added, by
-    the wall clocks of server and worker.
+    the wall clocks of server and worker. ``fence`` counts the owners of the shard in ordered mode;
+    a sink that refuses one lower than it has seen of the shard is safe from a worker that was
+    stopped in the middle of a handler. It is None in other modes.
     """
 
-    __slots__ = ("deliveries", "event_id", "group", "shard", "stream")
+    __slots__ = ("deliveries", "event_id", "fence", "group", "shard", "stream")
 
     def __init__(
-        self, stream: str, shard: int, group: str, event_id: EventId, deliveries: int
+        self,
+        stream: str,
+        shard: int,
+        group: str,
+        event_id: EventId,
+        deliveries: int,
+        fence: int | None = None,
     ) -> None:
+        self.fence = fence
         self.stream = stream
         self.shard = shard
         self.group = group

@@ -21,10 +21,18 @@ class Slice:
 
     The loop may take the outcomes out while the thread goes on, and take back what has not begun:
     one call that hangs neither hides what was done before it nor holds up what comes after.
+
+    Args:
+        calls: What to make.
+        handle: Makes one.
+        is_ordered: Make none after one that failed.
     """
 
-    def __init__(self, calls: Iterable[Call], handle: Callable[[Call], Outcome]) -> None:
+    def __init__(
+        self, calls: Iterable[Call], handle: Callable[[Call], Outcome], *, is_ordered: bool = False
+    ) -> None:
         self._handle = handle
+        self._is_ordered = is_ordered
         # Taking one out is atomic, so that a call is either the thread's or the loop's.
         self._waiting: Final = deque(calls)
         self._outcomes: Final[deque[tuple[Call, Outcome]]] = deque()
@@ -41,9 +49,12 @@ class Slice:
                 self.current = self._waiting.popleft()
             except IndexError:
                 return
-            self._outcomes.append((self.current, self._handle(self.current)))
+            outcome = self._handle(self.current)
+            self._outcomes.append((self.current, outcome))
             self._done += 1
             self.current = None
+            if outcome is not None and self._is_ordered:
+                return
 
     def outcome(self) -> tuple[Call, Outcome] | None:
         """A call that is done and what came of it, each once; None: there is none at present."""

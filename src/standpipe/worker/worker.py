@@ -13,9 +13,9 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ from standpipe.limits import (
     IDLE_MS_MIN,
     IN_FLIGHT_BYTES_MAX,
     IN_FLIGHT_EVENTS_MAX,
+    LEASE_MS,
     LEAVE_MS_MAX,
     SYNC_LOOK_MS,
     SYNC_SLICE_EVENTS_MAX,
@@ -48,6 +49,8 @@ from standpipe.stream import Stream
 from standpipe.typed import converter
 from standpipe.worker.call import Call, Calls, Open
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
+from standpipe.worker.handler import name_of, takes_context, unfinished
+from standpipe.worker.ordered import Lines, NotBegun
 from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
@@ -69,6 +72,10 @@ class Worker:
         in_flight_events_max: Events delivered and not yet settled, at most.
         in_flight_bytes_max: Bytes of their entries, as the server sent them, at most.
         drain_ms_max: How long a stopping worker waits for the handlers in progress.
+        ordered: Keep the order of each key, also across retries, crashes and rebalances: a shard
+            belongs to one worker of the group at a time, which handles its events one after
+            another; one that fails holds up its shard. For all workers of the group or for none.
+        lease_ms: In ordered mode, how long a shard stays with a worker that is not heard of, ms.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -100,6 +107,8 @@ class Worker:
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
         in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
         drain_ms_max: int = DRAIN_MS_MAX,
+        ordered: bool = False,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         for option, value in (
             ("concurrency", 1 if concurrency is None else concurrency),
@@ -116,6 +125,8 @@ class Worker:
             idle_ms_min=idle_ms_min,
             in_flight_events_max=in_flight_events_max,
             in_flight_bytes_max=in_flight_bytes_max,
+            ordered=ordered,
+            lease_ms=lease_ms,
         )
         self.stats: Final = WorkerStats()
         self._concurrency = concurrency
@@ -127,7 +138,12 @@ class Worker:
         self._is_batch = False
         self._wants_context = False
         self._is_async = False
-        self._calls = Calls()
+        leases = self.consumer.leases
+        self._lines = None if leases is None else Lines(leases)
+        """The calls of ordered mode; None in others."""
+        self._calls: Calls = self._lines or Calls()
+        if leases is not None and self._lines is not None:
+            leases.is_busy, leases.changed = self._is_busy, self._lines.changed
         self._busy = 0
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
@@ -172,7 +188,7 @@ class Worker:
     def _set_handler(self, handler: H, *, is_batch: bool) -> H:
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
-        self._wants_context = _takes_context(handler)
+        self._wants_context = takes_context(handler)
         self._convert = converter(handler, is_batch=is_batch)
         self._handler = handler
         self._is_batch = is_batch
@@ -186,6 +202,9 @@ class Worker:
     def stop(self) -> None:
         """Ask :meth:`run` to drain and return; may be called from a signal handler."""
         self._stop_asked.set()
+        if self._lines is not None:
+            # Before a runner passes one call over because of it, and makes a later one.
+            self._lines.close()
 
     async def run(self) -> None:
         """Handle events until :meth:`stop` is called or an error comes that no retry mends.
@@ -238,7 +257,7 @@ class Worker:
             _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
             if deaf:
                 log.error("%d calls of handler %s ignore that they are cancelled",
-                          len(deaf), _name_of(self._handler))  # fmt: skip
+                          len(deaf), name_of(self._handler))  # fmt: skip
         try:
             async with asyncio.timeout(LEAVE_MS_MAX / 1000):
                 await self._report_all()
@@ -266,12 +285,11 @@ class Worker:
 
     def _begin_nothing(self) -> None:
         """Let no handler begin any more."""
-        self._stop_asked.set()
+        self.stop()
         for timer in self._later:
             timer.cancel()
         self._later.clear()
-        while not self._calls.empty():
-            self._calls.get_nowait()
+        self._calls.clear()
         for piece in self._slices:
             piece.take_back()
 
@@ -306,7 +324,7 @@ class Worker:
             log.warning(
                 "handler %s still runs after %d ms for %s%s: left pending, and so is what has not "
                 "begun",
-                _name_of(self._handler),
+                name_of(self._handler),
                 self._drain_ms_max,
                 ", ".join(at[:10]),
                 f" and {len(at) - 10} more" if len(at) > 10 else "",
@@ -316,14 +334,19 @@ class Worker:
 
     async def _intake(self) -> None:
         async for delivery in self.consumer.deliveries():
-            await self._take(delivery)
+            if (
+                self.consumer.leases is None
+                or self.consumer.leases.fence(delivery.shard) == delivery.fence
+            ):
+                await self._take(delivery)
 
     async def _take(self, delivery: Delivery) -> None:
         batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
+        fence = delivery.fence
         for bad in delivery.undecodable:
-            await self._bury_raw(Open(shard, bad.id, 1), bad.fields, bad.error)
+            await self._bury_raw(Open(shard, bad.id, 1, fence), bad.fields, bad.error)
         opened = [
-            Open(shard, entry_id, entry.count)
+            Open(shard, entry_id, entry.count, fence)
             for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
         ]
         if not counts:
@@ -341,36 +364,41 @@ class Worker:
 
     async def _queue(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
+        for call in await self._calls_of(batch, opened, deliveries):
+            self._calls.put_nowait(call)
+
+    async def _calls_of(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
+        """The calls for a batch; what is empty is settled, what cannot be decoded is buried."""
         is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
             await self._settle(empty, [0] * len(empty))
             if not len(batch):
-                return
+                return []
         if self._is_batch:
             # Not decoded here: a handler that takes tables needs no events.
             first = batch.entries[0].id
-            self._calls.put_nowait(Call(batch, opened, first, deliveries, is_suspect=is_suspect))
-            return
+            return [Call(batch, opened, first, deliveries, is_suspect=is_suspect)]
         try:
             events = batch.events
         except DecodeError:
-            await self._queue_decodable(batch, opened, deliveries)
-            return
+            return await self._decodable(batch, opened, deliveries)
         owners = [o for o in opened for _ in range(o.left)]
-        for event, event_id, owner in zip(events, batch.ids, owners, strict=True):
-            self._calls.put_nowait(
-                Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
-            )
+        return [
+            Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
+            for event, event_id, owner in zip(events, batch.ids, owners, strict=True)
+        ]
 
-    async def _queue_decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
-        """Queue the entries that can be decoded, each alone; bury the others."""
+    async def _decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
+        """The calls for the entries that can be decoded, each alone; the others are buried."""
+        calls: list[Call] = []
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             if error := _decode_error(entry):
                 open_entry.left = 1
                 await self._bury_raw(open_entry, entry.fields, error)
             else:
                 alone = Batch([entry], stream=batch.stream, shard=batch.shard)
-                await self._queue(alone, [open_entry], deliveries)
+                calls += await self._calls_of(alone, [open_entry], deliveries)
+        return calls
 
     # --- calling ---------------------------------------------------------------------------------
 
@@ -384,16 +412,24 @@ class Worker:
                 elif self._is_async or self._is_batch:
                     await self._try([call])
                 else:
-                    calls = [call, *self._more_calls()]
+                    calls = [call, *self._more_calls(call)]
                     # Those to be tried again go one at a time, and do not wait behind the others.
                     self._calls.put_back([call for call in calls if call.deliveries > 1])
                     await self._try([call for call in calls if call.deliveries == 1])
             finally:
                 self._busy -= 1
+                if self._lines is not None:
+                    self._lines.done(call)
                 if not self._busy:
                     self._quiet.set()
             if time.monotonic() > self._turn_ends:
                 await self._pause()
+
+    def _is_busy(self, shard: int) -> bool:
+        """Whether something is in progress on a shard; a thread may outlive the drain."""
+        at = [piece.current for piece in list(self._slices)]
+        in_threads = any(call is not None and call.opened[0].shard == shard for call in at)
+        return in_threads or (self._lines is not None and self._lines.is_busy(shard))
 
     async def _pause(self) -> None:
         """Let reading and renewing have their turn: to take from a full queue is no pause."""
@@ -403,9 +439,11 @@ class Worker:
         if self._turn_ends == ended:
             self._turn_ends = time.monotonic() + TURN_MS_MAX / 1000
 
-    def _more_calls(self) -> list[Call]:
+    def _more_calls(self, first: Call) -> list[Call]:
         """What else goes into the same hop to a thread, which costs more than a quick handler."""
         count = min(SYNC_SLICE_EVENTS_MAX, int(SYNC_SLICE_MS / 1000 / max(self._call_s, 1e-9)))
+        if self._lines is not None:
+            return self._lines.more(first, count - 1)
         return [self._calls.get_nowait() for _ in range(min(count - 1, self._calls.qsize()))]
 
     async def _try_again(self, call: Call) -> None:
@@ -453,6 +491,9 @@ class Worker:
             await self._call_in_thread(calls)
 
     def _arguments(self, call: Call) -> tuple[Any, ...]:
+        if self._lines is not None:
+            # Here, for between this and the handler nothing waits.
+            self._lines.require(call)
         argument = call.argument if self._convert is None else self._convert(call.argument)
         if not self._wants_context:
             return (argument,)
@@ -462,6 +503,7 @@ class Worker:
             self.consumer.group,
             call.first,
             call.deliveries,
+            None if self._lines is None else call.opened[0].fence,
         )
         return argument, context
 
@@ -493,15 +535,16 @@ class Worker:
                 result = handler(*self._arguments(call))
             except Exception as error:
                 return error
-            return None if result is None else _unfinished(handler, result)
+            return None if result is None else unfinished(handler, result)
 
-        piece = Slice(calls, handle)
+        piece = Slice(calls, handle, is_ordered=self._lines is not None)
         # Where this is cut off it stays there: what its thread has done by then is to be reported.
         self._slices.add(piece)
         ended = threads.run(piece.run)
         while not ended.done():
             await asyncio.wait([ended], timeout=SYNC_LOOK_MS / 1000)
-            if not ended.done() and (waiting := piece.take_back()):
+            is_over = ended.done() and self._lines is None
+            if not is_over and (waiting := piece.take_back()):
                 self._calls.put_back(waiting)
             await self._report(piece)
             self._call_s += (piece.call_s() - self._call_s) / 4
@@ -516,6 +559,14 @@ class Worker:
     # --- settling --------------------------------------------------------------------------------
 
     async def _came_of(self, call: Call, error: BaseException | None) -> None:
+        if self._lines is not None and self._lines.is_stale(call):
+            # Its shard is another worker's, which handles it again.
+            if not isinstance(error, NotBegun):
+                self.consumer.stats.refused += len(call.opened)
+            return
+        if isinstance(error, NotBegun):
+            self._calls.put_back([call])
+            return
         if error is not None:
             await self._failed(call, error)
             return
@@ -529,6 +580,7 @@ class Worker:
         for entry, count in zip(opened, counts, strict=True):
             entry.left -= count
             if entry.left > 0:
+                entry.is_begun = True
                 continue
             if entry.letters:
                 await self.consumer.settle(entry.shard, entry.id, entry.letters)
@@ -551,7 +603,10 @@ class Worker:
             # It met an entry that is not what its header says. One that stands alone and can be
             # decoded is no such entry: then the handler has a reason of its own.
             if any(map(_decode_error, entries)) or len(entries) > 1:
-                await self._queue_decodable(call.argument, call.opened, call.deliveries)
+                # Where they were: in ordered mode what comes behind them has to wait.
+                self._calls.put_back(
+                    await self._decodable(call.argument, call.opened, call.deliveries)
+                )
                 return
         if isinstance(error, Retry) and not error.counts:
             await self._put_off(call, error.after_ms)
@@ -595,10 +650,15 @@ class Worker:
     def _queue_later(self, call: Call, wait_ms: int) -> None:
         def put() -> None:
             self._later.discard(timer)
-            self._calls.put_nowait(call)
+            if self._lines is None:
+                self._calls.put_nowait(call)
+            else:
+                self._lines.changed()
 
         if self._stop_asked.is_set():
             return  # It is given back.
+        if self._lines is not None:
+            self._lines.put_back_until(call, wait_ms / 1000)
         timer = asyncio.get_running_loop().call_later(wait_ms / 1000, put)
         self._later.add(timer)
 
@@ -609,10 +669,15 @@ class Worker:
             return
         # Only what fails by itself is given up: the halves are tried apart, down to single events.
         middle = len(argument) // 2
+        halves: list[Call] = []
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            half = Call(part, opened, part.entries[0].id, call.deliveries)
+            halves.append(Call(part, opened, part.entries[0].id, call.deliveries))
+        if self._lines is not None:
+            self._calls.put_back(halves)
+            return
+        for half in halves:
             await self._try([half])
 
     async def _give_up_invalid(self, call: Call, error: EventTypeError) -> None:
@@ -704,46 +769,3 @@ def _decode_error(entry: Entry) -> DecodeError | None:
 
 def _counts(argument: Batch | Event) -> list[int]:
     return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
-
-
-def _unfinished(handler: Callable[..., Any], result: object) -> HandlerError | None:
-    """The error for a plain handler that has only begun: what it returned would have to be run."""
-    kind = type(result)
-    if not issubclass(kind, (Awaitable, Generator, AsyncGenerator)):
-        return None
-    if issubclass(kind, Coroutine):
-        # Python would warn of it otherwise.
-        cast("Coroutine[Any, Any, Any]", result).close()
-    return HandlerError(
-        f"{_name_of(handler)} returned a {kind.__name__}, so it has handled nothing yet",
-        hint="Declare the handler itself with `async def`, and without `yield`.",
-    )
-
-
-def _name_of(handler: object) -> str:
-    return getattr(handler, "__name__", repr(handler))
-
-
-def _takes_context(handler: Callable[..., Any]) -> bool:
-    name = _name_of(handler)
-    if not callable(handler):
-        raise HandlerError(f"{name} is not callable")
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise HandlerError(
-            f"{name} is a generator: calling it runs nothing of it",
-            hint="Write the handler without `yield`.",
-        )
-    try:
-        parameters = inspect.signature(handler).parameters.values()
-    except (TypeError, ValueError):
-        # Some functions written in C have no signature: they get the event alone.
-        return False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = [p for p in positional if p.default is p.empty]
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if len(needed) > 2 or not positional or named:
-        raise HandlerError(
-            f"{name} takes {len(needed)} arguments{' and ' if named else ''}{', '.join(named)}",
-            hint="A handler takes the event (or batch) and, if it wants it, the context.",
-        )
-    return len(needed) == 2
