@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("STANDPIPE_")}
+if paths := ENV.get("PYTHONPATH"):
+    # A relative one would lead somewhere else from the folder of a test.
+    ENV["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths.split(":"))
 
 
 def run(
