@@ -301,7 +301,7 @@ class Link:
                 # redis-py would wait here until almost all is on its way. But a large write over a
                 # slow line takes long, and as long as replies come it must not be begun again.
                 writer.writelines(commands)
-                for _ in range(count):
+                for left in range(count - 1, -1, -1):
                     try:
                         replies.append(
                             # No timeout of redis-py's, not even an infinite one: with it, a
@@ -316,7 +316,8 @@ class Link:
                         ):
                             raise
                         replies.append(translate(error, self.where))
-                    limit.reschedule(now() + deadline_ms / 1000)
+                    if left:
+                        limit.reschedule(now() + deadline_ms / 1000)
         except TimeoutError:
             await self.close()
             raise ReplyTimeoutError(

@@ -24,17 +24,17 @@ class Block:
         "connection",
         "count",
         "deadline",
-        "done",
         "error",
         "is_uncertain",
         "mark",
         "parts",
         "payload",
         "producer_id",
-        "reported",
         "runs",
+        "seen",
         "sequence",
         "size",
+        "waiters",
         "wire_bytes",
     )
 
@@ -56,24 +56,36 @@ class Block:
         self.connection = 0
         """The number of the lane's connection over which it was written last; 0: none yet."""
         self.deadline = deadline
-        self.done: asyncio.Future[None] | None = None
+        self.waiters: list[asyncio.Future[None]] = []
         self.runs: list[tuple[int, int, int]] | None = None
         """(ms, seq, entries) of each run of consecutive entry IDs."""
         self.error: StandpipeError | None = None
-        self.reported = False
+        self.seen: set[int] | None = None
+        """Of a block that failed: which of its events have said so to somebody."""
+
+    @property
+    def unseen(self) -> int:
+        """Of a block that failed: how many events have said so to nobody."""
+        return self.count - len(self.seen or ())
 
     @property
     def is_settled(self) -> bool:
         return self.error is not None or self.runs is not None
 
     async def wait(self) -> None:
-        """Wait until it is settled; whoever waits for it has seen its error then."""
+        """Wait until it is settled."""
         if not self.is_settled:
-            if self.done is None:
-                self.done = asyncio.get_running_loop().create_future()
-            # Shielded: one waiter's cancellation must not cancel the others' future.
-            await asyncio.shield(self.done)
-        self.reported = True
+            # Each waiter has its own, as cancelling one must not cancel the others.
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            await waiter
+
+    def see(self, start: int, count: int) -> None:
+        """Somebody learns what has become of so many of its events."""
+        if self.error is not None:
+            if self.seen is None:
+                self.seen = set()
+            self.seen.update(range(start, start + count))
 
     def raise_error(self) -> None:
         if self.error is not None:
@@ -119,8 +131,10 @@ class Block:
     def settle(self) -> None:
         self.parts = []
         self.payload = None
-        if self.done is not None and not self.done.done():
-            self.done.set_result(None)
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiters = []
 
     def ids(self, start: int, count: int) -> list[EventId]:
         """The event IDs of ``count`` events from ``start``; empty when they are not known."""
@@ -148,6 +162,7 @@ class Receipt:
 
     def __await__(self) -> Generator[Any, None, EventId | None]:
         yield from self._block.wait().__await__()
+        self._block.see(self._index, 1)
         self._block.raise_error()
         ids = self._block.ids(self._index, 1)
         return ids[0] if ids else None
@@ -181,8 +196,9 @@ class Receipts:
         return Receipt(block, start)
 
     def __await__(self) -> Generator[Any, None, list[EventId | None]]:
-        for block, *_ in self._parts:
+        for block, start, count, _ in self._parts:
             yield from block.wait().__await__()
+            block.see(start, count)
         for block, *_ in self._parts:
             block.raise_error()
         found: list[EventId | None] = [None] * self.count
@@ -194,8 +210,9 @@ class Receipts:
     async def errors(self) -> list[StandpipeError | None]:
         """What each event failed with, in the order given, when all are settled; None: nothing."""
         found: list[StandpipeError | None] = [None] * self.count
-        for block, _, _, positions in self._parts:
+        for block, start, count, positions in self._parts:
             await block.wait()
+            block.see(start, count)
             for position in positions:
                 found[position] = block.error
         return found

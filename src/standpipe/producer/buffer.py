@@ -304,7 +304,7 @@ class Buffer:
         self._failures.append(block)
         if len(self._failures) > self._failures_swept_at:
             # Those whose receipts have been awaited meanwhile need not be kept for flush().
-            unseen = [block for block in self._failures if not block.reported]
+            unseen = [block for block in self._failures if block.unseen]
             # The first one says why.
             forgotten = unseen[1 : max(1, len(unseen) - FAILED_BLOCKS_MAX)]
             self._forgotten_failures += sum(block.count for block in forgotten)
@@ -352,8 +352,8 @@ class Buffer:
             NotAcknowledgedError: there are some.
         """
         first = self._failures[0].error if self._failures else None
-        unseen = [block for block in self._failures if not block.reported]
-        count = self._forgotten_failures + sum(block.count for block in unseen)
+        unseen = [block for block in self._failures if block.unseen]
+        count = self._forgotten_failures + sum(block.unseen for block in unseen)
         self._failures, self._forgotten_failures = [], 0
         if count:
             first = unseen[0].error if unseen else first

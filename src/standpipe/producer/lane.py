@@ -214,11 +214,7 @@ class Lane:
             self._buffer.fail_all(self._shards, error)
             return {}
         appends = [chunk for shard, block in written for chunk in self._pack(link, shard, block)]
-        wait_ms = self._confirm_ms(written)
-        is_moved = any(b.is_uncertain and b.connection != self._connections for _, b in written)
-        confirms = self._level.commands(wait_ms, mark=written[0][0].key if is_moved else None)
-        for _, block in written:
-            block.connection = self._connections
+        confirms, wait_ms = self._confirms(written)
         deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
         count = len(written) + len(confirms)
         replies: list[Any] = []
@@ -252,6 +248,16 @@ class Lane:
             if self._server.is_cluster:
                 await self._server.refresh()
         return trouble
+
+    def _confirms(self, written: list[tuple[Shard, Block]]) -> tuple[list[bytes], int]:
+        """What is to be asked behind the appends, and how long each answer may take, ms."""
+        if self._level.is_memory:
+            return [], 0
+        wait_ms = self._confirm_ms(written)
+        is_moved = any(b.is_uncertain and b.connection != self._connections for _, b in written)
+        for _, block in written:
+            block.connection = self._connections
+        return self._level.commands(wait_ms, mark=written[0][0].key if is_moved else None), wait_ms
 
     def _confirm_ms(self, written: Iterable[tuple[Shard, Block]]) -> int:
         """How long to wait for disk and replicas: no longer than until the first gives up."""

@@ -54,6 +54,11 @@ class Level(NamedTuple):
         parts = ["fsync"] * self.fsync + [f"replicas={self.replicas}"] * bool(self.replicas)
         return ",".join(parts) or "memory"
 
+    @property
+    def is_memory(self) -> bool:
+        """Whether the reply of the append is enough."""
+        return not self.fsync and not self.replicas
+
     # --- whether the server can give it ----------------------------------------------------------
 
     async def verified(self, link: Link, shard_key: str) -> Level:
@@ -71,7 +76,7 @@ class Level(NamedTuple):
         Cost: nothing for ``memory``; else one round trip, and with ``fsync`` and ``appendfsync
             everysec`` FSYNC_PROBES writes of a key that goes by itself, in most of a second.
         """
-        if not self.fsync and not self.replicas:
+        if self.is_memory:
             return self
         info, waitaof, policy = await link.exchange(
             [
