@@ -6,7 +6,6 @@ import inspect
 import os
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import pytest
 from standpipe.errors import SpoolFullError, SpoolInUseError, SpoolUnusableError
 from standpipe.limits import SPOOL_WAL_BYTES
 from standpipe.spool import Spool, SpooledBlock
+from tests.faults.disk import fill, mounted_disk
 
 pytestmark = pytest.mark.faults
 SHARDS: Final = ("power:{0-0}", "power:{1-2}")
@@ -381,33 +381,8 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path, start: Start) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs root: to mount a small disk")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)],
-        check=False,
-        capture_output=True,
-    )
-    if mounted.returncode != 0:
-        # Root of a container may not mount either.
-        pytest.skip("needs root: to mount a small disk")
-    try:
+    with mounted_disk(tmp_path / "disk", 40) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all that is left of a disk."""
-    ballast = folder / "ballast"
-    stat = os.statvfs(folder)
-    with ballast.open("wb") as file:
-        if stat.f_bavail:
-            os.posix_fallocate(file.fileno(), 0, stat.f_bavail * stat.f_frsize)
-    assert os.statvfs(folder).f_bavail == 0
-    return ballast
 
 
 def append_until_full(spool: Spool, shard: str, first: int) -> int:
