@@ -37,9 +37,9 @@ PROTOCOL: Final = Check(
 
 CHECKS: Final = (LIBRARIES, CONFLICTS, PROTOCOL)
 
-_REDIS_PY_MIN: Final = (7, 0, 0)
+_REDIS_PY_MIN: Final = (8, 1, 0)
 _HIREDIS_MIN: Final = (3, 2, 0)
-"""What pyproject.toml asks for; a test compares them."""
+"""What pyproject.toml asks of redis-py, and that of hiredis; a test compares them."""
 
 
 def check_client(servers: list[ServerFacts]) -> Iterator[Finding]:

@@ -365,7 +365,8 @@ def _acl(look: _Look) -> Iterator[Finding]:
     is_alone = bool(bound) and all(each.lstrip("-") in _LOOPBACK for each in bound)
     if "on" in flags and "nopass" in flags and "+@all" in str(user.get("commands")):
         yield look.finding(
-            ACL, "note" if is_alone else "warning", "the default user needs no password and may do everything",
+            ACL, "note" if is_alone else "warning",
+            "the default user needs no password and may do everything",
             "`standpipe provision` writes an ACL file with a user for each part; then "
             "`user default off`.",
         )  # fmt: skip
@@ -440,7 +441,8 @@ def _clients(look: _Look) -> Iterator[Finding]:
     now, limit = look.facts.number("connected_clients"), look.facts.number("maxclients")
     if limit and now * 100 >= CLIENTS_USED_PERCENT_MAX * limit:
         yield look.finding(
-            CLIENTS, "warning", f"{now} of {limit} connections, {look.facts.number('blocked_clients')} of them waiting",
+            CLIENTS, "warning",
+            f"{now} of {limit} connections, {look.facts.number('blocked_clients')} of them waiting",
             "Raise maxclients and the open-file limit, or look in CLIENT LIST for idle ones.",
         )  # fmt: skip
     paused = look.facts.info.get("paused_actions", "none")
