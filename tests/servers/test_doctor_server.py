@@ -114,7 +114,7 @@ async def test_bad_option(
         assert f"{name} {value}" not in (target.data / "server.conf").read_text()
 
 
-@provokes(server.EXPOSED)
+@provokes(server.EXPOSED, server.ACL)
 async def test_wide_bind(own_server: OwnServer) -> None:
     """Every interface, no password and no protection together are critical."""
     target = own_server("valkey-9.1", **SOUND)

@@ -56,7 +56,7 @@ def doctor(
     """
     from standpipe.clock import parse_duration
     from standpipe.doctor import examine
-    from standpipe.doctor.repair import repair
+    from standpipe.doctor.repair import repair_all
 
     async def visit() -> tuple[Report, list[Repaired]]:
         report = await examine(
@@ -66,8 +66,7 @@ def doctor(
             window_ms=parse_duration(window, name="--window"),
             state=state,
         )
-        wanted = [each for each in report.findings if fix and each.repair is not None]
-        return report, [await repair(each) for each in wanted]
+        return report, await repair_all(report.findings) if fix else []
 
     report, repaired = run_async(visit())
     if as_json:

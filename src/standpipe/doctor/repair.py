@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,14 @@ class Repaired(NamedTuple):
     """None: it could not be changed."""
     said: str
     """Why not, or what is left to do."""
+
+
+async def repair_all(findings: Iterable[Finding]) -> list[Repaired]:
+    """Mend what can be mended, one after another."""
+    wanted = [each for each in findings if each.repair is not None]
+    # Files last: a server that writes its configuration anew gives it the mode that it likes.
+    wanted.sort(key=lambda each: isinstance(each.repair, Chmod))
+    return [await repair(each) for each in wanted]
 
 
 async def repair(finding: Finding) -> Repaired:
