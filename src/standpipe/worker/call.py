@@ -71,3 +71,8 @@ class Calls(asyncio.Queue[Call]):
     def _put(self, item: Call) -> None:
         # asyncio.Queue lets its subclasses decide where an item goes.
         (self._queue.appendleft if self._is_putting_back else self._queue.append)(item)
+
+
+def event_counts(argument: Batch | Event) -> list[int]:
+    """How many events of each entry a call is for."""
+    return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]

@@ -17,9 +17,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-import msgspec
-
-from standpipe.clock import now_ms
 from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
 from standpipe.errors import (
     ConfigError,
@@ -28,7 +25,7 @@ from standpipe.errors import (
     HandlerError,
     StandpipeError,
 )
-from standpipe.event import Batch, Entry, Event, EventId
+from standpipe.event import Batch, Entry, Event
 from standpipe.limits import (
     CONCURRENCY,
     DELIVERIES_MAX,
@@ -41,16 +38,16 @@ from standpipe.limits import (
     SYNC_LOOK_MS,
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
-    TRACE_CHARS_MAX,
     TURN_MS_MAX,
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
 from standpipe.stream import Stream
 from standpipe.typed import converter
-from standpipe.worker.call import Call, Calls, Open
+from standpipe.worker.call import Call, Calls, Open, event_counts
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
 from standpipe.worker.handler import name_of, takes_context, unfinished
 from standpipe.worker.ordered import Lines, NotBegun
+from standpipe.worker.settling import Settler
 from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
@@ -129,6 +126,7 @@ class Worker:
             lease_ms=lease_ms,
         )
         self.stats: Final = WorkerStats()
+        self._settler: Final = Settler(self.consumer, self.stats)
         self._concurrency = concurrency
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
@@ -344,7 +342,7 @@ class Worker:
         batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
         fence = delivery.fence
         for bad in delivery.undecodable:
-            await self._bury_raw(Open(shard, bad.id, 1, fence), bad.fields, bad.error)
+            await self._settler.bury_raw(Open(shard, bad.id, 1, fence), bad.fields, bad.error)
         opened = [
             Open(shard, entry_id, entry.count, fence)
             for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
@@ -360,7 +358,7 @@ class Worker:
                 await self._queue(alone, [open_entry], before + 1)
             else:
                 reason = f"delivered {before} times and never finished: its workers died of it"
-                await self._bury(alone, [open_entry], entry.id, before, reason, None)
+                await self._settler.bury(alone, [open_entry], entry.id, before, reason, None)
 
     async def _queue(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
         """Queue a batch for the handler; for a handler of single events, each event of it."""
@@ -371,7 +369,7 @@ class Worker:
         """The calls for a batch; what is empty is settled, what cannot be decoded is buried."""
         is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
-            await self._settle(empty, [0] * len(empty))
+            await self._settler.settle(empty, [0] * len(empty))
             if not len(batch):
                 return []
         if self._is_batch:
@@ -394,7 +392,7 @@ class Worker:
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             if error := _decode_error(entry):
                 open_entry.left = 1
-                await self._bury_raw(open_entry, entry.fields, error)
+                await self._settler.bury_raw(open_entry, entry.fields, error)
             else:
                 alone = Batch([entry], stream=batch.stream, shard=batch.shard)
                 calls += await self._calls_of(alone, [open_entry], deliveries)
@@ -570,24 +568,9 @@ class Worker:
         if error is not None:
             await self._failed(call, error)
             return
-        counts = _counts(call.argument)
+        counts = event_counts(call.argument)
         self.stats.handled += sum(counts)
-        await self._settle(call.opened, counts)
-
-    async def _settle(self, opened: list[Open], counts: list[int]) -> None:
-        """Count events of entries as settled, and acknowledge the entries that are through."""
-        done: list[bytes] = []
-        for entry, count in zip(opened, counts, strict=True):
-            entry.left -= count
-            if entry.left > 0:
-                entry.is_begun = True
-                continue
-            if entry.letters:
-                await self.consumer.settle(entry.shard, entry.id, entry.letters)
-            else:
-                done.append(entry.id)
-        if done:
-            self.consumer.ack(opened[0].shard, done)
+        await self._settler.settle(call.opened, counts)
 
     async def _failed(self, call: Call, error: BaseException) -> None:
         if isinstance(error, HandlerError):
@@ -665,7 +648,9 @@ class Worker:
     async def _give_up(self, call: Call, reason: str, error: BaseException | None) -> None:
         argument = call.argument
         if isinstance(argument, Event) or len(argument) == 1:
-            await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
+            await self._settler.bury(
+                argument, call.opened, call.first, call.deliveries, reason, error
+            )
             return
         # Only what fails by itself is given up: the halves are tried apart, down to single events.
         middle = len(argument) // 2
@@ -685,7 +670,7 @@ class Worker:
         batch = call.argument
         if isinstance(batch, Event):
             ((_, reason),) = error.invalid
-            await self._bury(batch, call.opened, call.first, call.deliveries, reason, None)
+            await self._settler.bury(batch, call.opened, call.first, call.deliveries, reason, None)
             return
         entries: list[Entry] = []
         opened: list[Open] = []
@@ -698,65 +683,10 @@ class Worker:
             if reason:
                 bad, indexes = batch.part(place, start)
                 owner, first = call.opened[indexes[0]], bad.entries[0].id
-                await self._bury(bad, [owner], first, call.deliveries, reason, None)
+                await self._settler.bury(bad, [owner], first, call.deliveries, reason, None)
         if entries:
             rest = Batch(entries, stream=batch.stream, shard=batch.shard)
             await self._try([Call(rest, opened, entries[0].id, call.deliveries)])
-
-    # --- dead letters ----------------------------------------------------------------------------
-
-    async def _bury(
-        self,
-        argument: Batch | Event,
-        opened: list[Open],
-        first: EventId,
-        deliveries: int,
-        reason: str,
-        error: BaseException | None,
-    ) -> None:
-        """Make dead letters of events; they are stored when their entry is settled."""
-        if isinstance(argument, Event):
-            events, ids = [argument], [first]
-        else:
-            events, ids = argument.events, argument.ids
-        owners = [o for o, n in zip(opened, _counts(argument), strict=True) for _ in range(n)]
-        for event, event_id, owner in zip(events, ids, owners, strict=True):
-            letter = self._letter(str(event_id), deliveries, reason, error)
-            owner.letters.append([*letter, b"d", msgspec.msgpack.encode(event)])
-        self.stats.dead += len(events)
-        log.error(
-            "gave up on %d events from %s of shard %d after %d deliveries: %s",
-            len(events),
-            first,
-            opened[0].shard,
-            deliveries,
-            reason,
-        )
-        await self._settle(opened, _counts(argument))
-
-    async def _bury_raw(self, opened: Open, fields: list[bytes], error: DecodeError) -> None:
-        """Make a dead letter of an entry that no codec reads, with its fields as they are."""
-        letter = self._letter(opened.id.decode(), 1, f"DecodeError: {error}", None)
-        opened.letters.append([*letter, b"raw", msgspec.msgpack.encode(fields)])
-        self.stats.dead += 1
-        log.error("entry %s of shard %d: %s", opened.id.decode(), opened.shard, error)
-        await self._settle([opened], [1])
-
-    def _letter(
-        self, event_id: str, deliveries: int, reason: str, error: BaseException | None
-    ) -> list[bytes]:
-        trace = "" if error is None else "".join(traceback.format_exception(error))
-        pairs = {
-            "group": self.consumer.group,
-            "consumer": self.consumer.name,
-            "id": event_id,
-            "reason": reason[:TRACE_CHARS_MAX],
-            "trace": trace[-TRACE_CHARS_MAX:],
-            "deliveries": str(deliveries),
-            "at": str(now_ms()),
-        }
-        # An error's text may hold what is no valid Unicode, such as a file's name.
-        return [part.encode(errors="backslashreplace") for pair in pairs.items() for part in pair]
 
 
 def _decode_error(entry: Entry) -> DecodeError | None:
@@ -765,7 +695,3 @@ def _decode_error(entry: Entry) -> DecodeError | None:
     except DecodeError as error:
         return error
     return None
-
-
-def _counts(argument: Batch | Event) -> list[int]:
-    return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
