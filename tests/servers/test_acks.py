@@ -15,6 +15,7 @@ import pytest
 from standpipe import Batch, Context, Event, Reject, Retry, Stream, Worker
 from standpipe.errors import AckError, HandlerError
 from tests.conditions import eventually
+from tests.servers.consuming import watching
 from tests.servers.entries import make_events, numbers
 from tests.servers.fleet import TestServer
 from tests.servers.working import letters, pending, running, send, settled
@@ -306,3 +307,26 @@ async def test_the_command_line(
         _, trouble = await asyncio.to_thread(refused.communicate, timeout=20)
         assert refused.returncode == 2
         assert "for a sink" in str(trouble)
+
+
+async def test_acknowledgements_go_ahead_of_a_dead_letter(
+    server: TestServer, stream: Stream
+) -> None:
+    """In ordered mode what stands before a dead letter of its batch is acknowledged before it: if
+    the worker dies in between, what comes again is the end of what was handled."""
+    await send(stream, make_events(1), "plain")
+    await send(stream, [Event("m", 1, {"n": "text"}), Event("m", 2, {"n": 2})])
+    worker = Worker(stream, "g", ordered=True)
+    seen: list[int] = []
+
+    @worker.batch
+    def handle(readings: list[Reading]) -> None:
+        seen.extend(reading.n for reading in readings)
+
+    with watching(server) as commands:
+        async with running(worker):
+            await eventually(lambda: worker.stats.dead == 1 and len(seen) == 2)
+            await eventually(lambda: settled(stream))
+    plain, block = (row[0] for row in server.command("XRANGE", stream.name, "-", "+"))
+    acks = [command for _, command in commands if command.startswith('"XACK" ')]
+    assert [plain in acks[0], block in acks[1]] == [True, True], acks
