@@ -2,6 +2,7 @@
 
 consumer.py is the member as a whole, lane.py what happens over one pair of connections (one that
 blocks in reads, one for everything else), requeued.py the same for dead letters that were put back,
+ordered.py and leases.py what ordered mode does otherwise, condition.py what is logged of an outage,
 intake.py what has arrived and how much more may.
 """
 

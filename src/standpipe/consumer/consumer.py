@@ -192,8 +192,10 @@ class Consumer:
                 await lane.leave()
                 return
             except StandpipeError as error:
-                log.warning("%s could not leave its group (try %d): %s", self.name, attempt, error)
-                if not error.retryable:
+                if not error.retryable or attempt == LEAVE_TRIES_MAX:
+                    log.warning("%s could not leave its group: %s; what it holds is taken over "
+                                "when it has been idle for long enough", self.name, error,
+                                extra=lane.facts(None, "not_left"))  # fmt: skip
                     return
                 await asyncio.sleep(backoff_ms(attempt) / 1000)
 
@@ -239,7 +241,7 @@ class Consumer:
         try:
             await self._lane(shard).flush()
         except StandpipeError as error:
-            log.warning("acknowledgements wait: %s", error)
+            log.debug("acknowledgements wait: %s", error)
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
         """Acknowledge one entry and keep dead letters of it, in one atomic step.

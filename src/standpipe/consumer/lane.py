@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
+from standpipe.consumer.condition import Condition
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.errors import (
     DecodeError,
@@ -86,6 +87,19 @@ class Lane:
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
+        self.condition = Condition(self.facts(shards[0] if len(shards) == 1 else None))
+        """Of what the loops of this lane meet; those of what is requeued share it."""
+
+    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
+        """What a log line says beside its text."""
+        member = self.member
+        return {
+            "stream": self.stream.name,
+            "shard": None if shard is None else int(shard),
+            "group": member.group,
+            "consumer": member.name,
+            **({} if state is None else {"state": state}),
+        }
 
     # --- what ordered mode does otherwise --------------------------------------------------------
 
@@ -142,20 +156,33 @@ class Lane:
             if link is not None:
                 await link.close()
 
-    async def _pause(self, error: StandpipeError, attempt: int, *links: Link | None) -> None:
+    async def _pause(
+        self, who: str, error: StandpipeError, attempt: int, *links: Link | None
+    ) -> None:
         """Wait before trying again over new links, or pass on an error that no retry mends."""
+        wait_ms = backoff_ms(attempt)
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
                 raise error
+            self.condition.met(who, error, wait_ms)
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
                 if link is not None:
                     await link.close()
             if self.stream.server.is_cluster:
                 await self.stream.server.refresh()
-        wait_ms = backoff_ms(attempt)
-        log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
+        # That a group is lost is said by the reader that creates it again.
         await asyncio.sleep(wait_ms / 1000)
+
+    def _works(self, who: str) -> None:
+        """What a loop could not do, it has done."""
+        if self.condition.is_waiting:
+            self.condition.through(who, self._server())
+
+    def _server(self) -> str:
+        """Where this lane is connected to."""
+        links = (self._control_link, self._read_link)
+        return next((link.peer for link in links if link is not None and link.is_open), "")
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -163,21 +190,27 @@ class Lane:
         """Create the group where it is missing; ``again``: because the server has lost it."""
         group = self.member.group
         starts = [await self._where_to_begin(shard) for shard in self.shards]
-        commands = [
-            pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
-            for key, start in zip(self.keys, starts, strict=True)
-        ]
-        for key, start, reply in zip(
-            self.keys, starts, await self._exchange(commands), strict=True
+        commands: list[bytes] = []
+        for key, start in zip(self.keys, starts, strict=True):
+            create = pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
+            commands += (pack("EXISTS", key), create)
+        replies = await self._exchange(commands)
+        for shard, key, start, was_there, reply in zip(
+            self.shards, self.keys, starts, replies[::2], replies[1::2], strict=True
         ):
             if isinstance(reply, ReplyError) and "BUSYGROUP" in str(reply):
                 continue
             if isinstance(reply, StandpipeError):
                 raise reply
             self.intake.stats.groups_created += 1
-            if again:
+            if again and was_there:
                 log.error("the server has lost group %s of %s; it is created again at %s",
-                          group, key, start)  # fmt: skip
+                          group, key, start, extra=self.facts(shard, "group_created"))  # fmt: skip
+            elif again:
+                log.error("the server has lost the stream %s; with group %s it is created again at "
+                          "%s", key, group, start,
+                          extra=self.facts(shard, "stream_created"))  # fmt: skip
+        self.condition.is_at(self._server())
         await self._learn_reached()
 
     async def _where_to_begin(self, shard: int) -> str:
@@ -229,12 +262,14 @@ class Lane:
                     await self._read_old(old)
                 else:
                     await self._read_new()
-                attempt = 0
+                    # Not sooner: a replica shows what is pending, and refuses to give out more.
+                    attempt = 0
+                    self._works("reader")
             except StandpipeError as error:
                 attempt += 1
                 if isinstance(error, GroupNotFoundError):
                     is_group_lost = True
-                await self._pause(error, attempt, self._read_link, self._control_link)
+                await self._pause("reader", error, attempt, self._read_link, self._control_link)
                 old = dict.fromkeys(self.keys, b"-")
 
     async def _read_new(self) -> None:
@@ -339,6 +374,7 @@ class Lane:
             member.group,
             ", ".join(entry_id.decode() for entry_id in ids[:10]),
             " …" if len(ids) > 10 else "",
+            extra=self.facts(shard, "entries_lost"),
         )
         await self._ask(self._pack_acks([(shard, ids)]))
 
@@ -442,9 +478,10 @@ class Lane:
             try:
                 await self.flush()
                 attempt = 0
+                self._works("flusher")
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("flusher", error, attempt, self._control_link)
 
     async def flush(self) -> None:
         """Send the waiting acknowledgements, if a read has not taken them along."""
@@ -479,7 +516,7 @@ class Lane:
                 )
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("settler", error, attempt, self._control_link)
                 continue
             if kept < 0:
                 self._refused(shard, entry_id)
@@ -490,7 +527,9 @@ class Lane:
                 self.intake.stats.acknowledged += 1
                 self._forget(shard, entry_id)
             else:
-                return
+                break
+        # Also when the entry has become another consumer's meanwhile.
+        self._works("settler")
 
     # --- renewing and taking over ----------------------------------------------------------------
 
@@ -541,6 +580,7 @@ class Lane:
                 entry_id.decode(),
                 self.stream.keys[shard],
                 self.member.name,
+                extra=self.facts(shard, "entry_taken"),
             )
 
     async def keep_loop(self) -> None:
@@ -558,13 +598,14 @@ class Lane:
                     await self._forget_the_dead()
                     forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
                 attempt = 0
+                self._works("keeper")
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
                 dies = due
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("keeper", error, attempt, self._control_link)
                 continue
             await asyncio.sleep(min(due, dies) - time.monotonic())
 
@@ -631,7 +672,8 @@ class Lane:
         new = [entry_id for entry_id in ids if not self.knows(shard, entry_id)]
         if new:
             self.intake.stats.taken_over += len(new)
-            log.info("took over %d entries of %s", len(new), key)
+            log.info("took over %d entries of %s", len(new), key,
+                     extra=self.facts(shard, "taken_over"))  # fmt: skip
             await self._take_pending(shard, new)
         return following, self._next_death(consumers)
 

@@ -95,7 +95,10 @@ class OrderedLane(Lane):
         return found
 
     async def recover(self, error: StandpipeError) -> None:
-        await self._pause(error, 1, self._control_link)
+        await self._pause("leases", error, 1, self._control_link)
+
+    def works(self) -> None:
+        self._works("leases")
 
     def wake(self) -> None:
         self._wake.set()
@@ -136,13 +139,19 @@ class OrderedLane(Lane):
                 if is_group_lost:
                     await self.create_groups(again=True)
                     is_group_lost = False
+                is_inheriting = any(
+                    self._leases.owned[shard].cursor is not None for shard in self.own()
+                )
                 if not await self._read_round():
                     await self._wait()
-                attempt = 0
+                if not is_inheriting:
+                    # Not sooner: a replica shows what is pending, and refuses to give out more.
+                    attempt = 0
+                    self._works("reader")
             except StandpipeError as error:
                 attempt += 1
                 is_group_lost = isinstance(error, GroupNotFoundError) or is_group_lost
-                await self._pause(error, attempt, self._read_link, self._control_link)
+                await self._pause("reader", error, attempt, self._read_link, self._control_link)
                 # A reply that was lost left its entries pending: they come before all others.
                 for shard in self.own():
                     self._leases.owned[shard].cursor = b"-"
@@ -204,7 +213,8 @@ class OrderedLane(Lane):
             return
         if others:
             self.intake.stats.taken_over += others
-            log.info("took over %d entries of %s with its lease", others, key)
+            log.info("took over %d entries of %s with its lease", others, key,
+                     extra=self.facts(shard, "taken_over"))  # fmt: skip
         if new := [entry_id for entry_id in ids if not self.knows(shard, entry_id)]:
             await self._take_pending(shard, new)
         lease.cursor = b"(" + max((*ids, *deleted), key=_order)
@@ -321,7 +331,7 @@ class OrderedLane(Lane):
         try:
             await self.flush()
         except StandpipeError as error:
-            log.warning("acknowledgements wait: %s", error)
+            log.debug("acknowledgements wait: %s", error)
         await super().settle(shard, entry_id, letters)
 
     def _fencing(self, shard: int) -> tuple[Sequence[str], Sequence[Any]]:
@@ -342,10 +352,11 @@ class OrderedLane(Lane):
             await asyncio.sleep(period)
             try:
                 await self._forget_the_dead()
+                self._works("keeper")
             except GroupNotFoundError:
                 log.debug("the group is gone; nobody to forget")
             except StandpipeError as error:
-                await self.recover(error)
+                await self._pause("keeper", error, 1, self._control_link)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -139,6 +139,7 @@ class RequeuedLane(Lane):
         keys = _RequeuedKeys(lane.stream, lane.member.group)
         super().__init__(lane.member._replace(stream=keys), lane.intake, lane.shards)
         self._lane = lane
+        self.condition = lane.condition
         self.shards = []
         """Those for which something was requeued, at the last look: the others have no key."""
 
@@ -159,8 +160,13 @@ class RequeuedLane(Lane):
     async def _run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         return await self._lane._run(name, keys, *arguments)
 
-    async def _pause(self, error: StandpipeError, attempt: int, *links: Link | None) -> None:
-        await self._lane._pause(error, attempt, self._lane._control_link)
+    async def _pause(
+        self, who: str, error: StandpipeError, attempt: int, *links: Link | None
+    ) -> None:
+        await self._lane._pause(f"requeued {who}", error, attempt, self._lane._control_link)
+
+    def _works(self, who: str) -> None:
+        self._lane._works(f"requeued {who}")
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -171,18 +177,21 @@ class RequeuedLane(Lane):
             try:
                 found = await self._look(seen)
                 attempt = 0
+                self._works("reader")
             except GroupNotFoundError:
                 # Another member has found everything settled, and the key went under our hands.
                 found = False
             except NotPermittedError as error:
                 # An ACL from before there was this lets the worker do what it did then.
-                log.warning("%s; what is requeued for this group is not seen", error)
+                log.warning("%s; what is requeued for this group is not seen", error,
+                            extra=self.facts(None, "requeued_unseen"))  # fmt: skip
+                self._works("reader")
                 return
             except StandpipeError as error:
                 attempt += 1
                 # A reply that was lost left its entries pending for this consumer.
                 seen.clear()
-                await self._pause(error, attempt)
+                await self._pause("reader", error, attempt)
                 continue
             if not found:
                 # Some jitter, so that many workers started together do not look together.
@@ -243,6 +252,6 @@ class RequeuedLane(Lane):
                 )
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
+                await self._pause("settler", error, attempt)
             else:
                 return rows[0][1] if rows else []

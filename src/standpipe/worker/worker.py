@@ -452,7 +452,7 @@ class Worker:
         try:
             await self.consumer.count_delivery(shard, ids, count)
         except StandpipeError as error:
-            log.warning("the delivery count of %s could not be kept: %s", call.first, error)
+            log.debug("the delivery count of %s could not be kept: %s", call.first, error)
 
     def _holds(self, call: Call) -> bool:
         """Whether an entry of a call is still this worker's."""
