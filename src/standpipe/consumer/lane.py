@@ -38,7 +38,6 @@ from standpipe.limits import (
     READ_BLOCK_MS,
     READ_COUNT,
     RENEWALS_PER_IDLE,
-    REPLY_MS_MAX,
     WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
@@ -137,8 +136,8 @@ class Lane:
                 self._control_link = await self.stream.server.link(self.keys[0])
             return await self._control_link.exchange(commands, len(commands))
 
-    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
-        """The same; an error reply to one of them is raised."""
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Commands that do not block, over the second connection; an error reply is raised."""
         replies = await self._exchange(commands)
         for reply in replies:
             if isinstance(reply, StandpipeError):
@@ -240,7 +239,7 @@ class Lane:
         if self.member.start != "$":
             return
         name = self.member.group.encode()
-        replies = await self._ask([pack("XINFO", "GROUPS", key) for key in self.keys])
+        replies = await self.ask([pack("XINFO", "GROUPS", key) for key in self.keys])
         for shard, groups in zip(self.shards, replies, strict=True):
             for found in groups:
                 if found[b"name"] == name:
@@ -286,7 +285,7 @@ class Lane:
             *acked, found = await link.exchange(
                 [*self._pack_acks(acks), read],
                 len(acks) + 1,
-                reply_ms_max=READ_BLOCK_MS + REPLY_MS_MAX,
+                reply_ms_max=READ_BLOCK_MS + link.reply_ms_max,
             )
         except BaseException:
             self._put_back(acks)
@@ -316,7 +315,7 @@ class Lane:
         member = self.member
         count = await self._read_count()
         async with self._pending:
-            pages = await self._ask(
+            pages = await self.ask(
                 [
                     pack(
                         "XPENDING", key, member.group, start, "+",
@@ -347,7 +346,7 @@ class Lane:
                 pack("XPENDING", key, member.group, entry_id, entry_id, 1, member.name),
                 pack("XRANGE", key, entry_id, entry_id),
             )
-        replies = await self._ask(commands)
+        replies = await self.ask(commands)
         rows: list[Any] = []
         counts: dict[bytes, int] = {}
         deleted: list[bytes] = []
@@ -376,7 +375,7 @@ class Lane:
             " …" if len(ids) > 10 else "",
             extra=self.facts(shard, "entries_lost"),
         )
-        await self._ask(self._pack_acks([(shard, ids)]))
+        await self.ask(self._pack_acks([(shard, ids)]))
 
     def _take(self, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
         """Decode entries of a shard and deliver them."""
@@ -655,7 +654,7 @@ class Lane:
         member, key = self.member, self.stream.keys[shard]
         # JUSTID, so that it is no delivery yet: a worker that dies before it comes to these entries
         # says nothing against them.
-        reply, consumers = await self._ask(
+        reply, consumers = await self.ask(
             [
                 pack(
                     "XAUTOCLAIM", key, member.group, member.name,

@@ -17,10 +17,17 @@ from typing import Any, Final, Protocol
 
 from standpipe.consumer.intake import ConsumerStats
 from standpipe.errors import StandpipeError
+from standpipe.keyspace import side_key
 from standpipe.limits import LEASE_LOOK_MS, LEASE_LOOKS_MIN
 from standpipe.policy import balance
 
 log: Final = logging.getLogger("standpipe.consumer")
+
+
+def lease_keys(shard_key: str, group: str) -> tuple[str, str]:
+    """The keys of a shard's lease: of its owner and fence, and of that it lasts."""
+    key = side_key(shard_key, f"lease:{group}")
+    return key, f"{key}:lasts"
 
 
 class Lease:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from standpipe.consumer.intake import Intake
 from standpipe.consumer.lane import Lane, Member
-from standpipe.consumer.leases import Lease, Leases
+from standpipe.consumer.leases import Lease, Leases, lease_keys
 from standpipe.errors import GroupNotFoundError, ScriptMissingError, StandpipeError
 from standpipe.keyspace import side_key
 from standpipe.limits import (
@@ -23,7 +23,6 @@ from standpipe.limits import (
     FORGET_TRIES,
     READ_BLOCK_MS,
     READ_COUNT,
-    REPLY_MS_MAX,
 )
 from standpipe.wire import pack, script
 
@@ -58,7 +57,7 @@ class OrderedLane(Lane):
     # --- leases ----------------------------------------------------------------------------------
 
     def _lease_key(self, shard: int) -> str:
-        return side_key(self.stream.keys[shard], f"lease:{self.member.group}")
+        return lease_keys(self.stream.keys[shard], self.member.group)[0]
 
     def own(self) -> list[int]:
         return [shard for shard in self.shards if shard in self._leases.owned]
@@ -82,7 +81,7 @@ class OrderedLane(Lane):
         replies = await self._run_all(
             "lease",
             [
-                ((self._lease_key(n), self._lease_key(n) + ":lasts"), (what, name, fence, ms))
+                (lease_keys(self.stream.keys[n], self.member.group), (what, name, fence, ms))
                 for what, n, fence in calls
             ],
         )
@@ -222,7 +221,7 @@ class OrderedLane(Lane):
     async def _ask_reached(self, shard: int) -> None:
         """Learn up to where the group has been given a shard; only its owner moves that."""
         name, key = self.member.group.encode(), self.stream.keys[shard]
-        (groups,) = await self._ask([pack("XINFO", "GROUPS", key)])
+        (groups,) = await self.ask([pack("XINFO", "GROUPS", key)])
         for found in groups:
             if found[b"name"] == name:
                 self._reached[shard] = found[b"last-delivered-id"]
@@ -298,7 +297,7 @@ class OrderedLane(Lane):
                 link = await self._reading()
                 waiting.append(
                     asyncio.create_task(
-                        link.exchange([command], 1, reply_ms_max=READ_BLOCK_MS + REPLY_MS_MAX)
+                        link.exchange([command], 1, reply_ms_max=READ_BLOCK_MS + link.reply_ms_max)
                     )
                 )
             done, _ = await asyncio.wait(
