@@ -254,6 +254,10 @@ RENEWALS_PER_IDLE: Final = 3
 CLAIM_COUNT: Final = 256
 """Entries per XAUTOCLAIM call; the server scans ten times as many for idle ones."""
 
+GIVEN_IDLE_MS_MIN: Final = 1_000
+"""What somebody claims for a consumer at work it takes in after so long, at its next sweep. Longer
+than the reply to a read takes: what that brings looks the same on the server meanwhile."""
+
 FORGET_IDLES_MIN: Final = 20
 """A consumer not seen for this many idle_ms_min (10 minutes) that holds nothing is taken off its
 group: a killed process would leave its name there for ever. Long before, what it held has been

@@ -121,14 +121,14 @@ async def test_a_worker_at_work_notices(stream: Stream, server: TestServer) -> N
     assert await pending(stream) == []
 
 
-@pytest.mark.parametrize("ordered", [True, False], ids=["ordered first", "ordered last"])
-async def test_in_a_cluster(cluster: Callable[..., TestCluster], ordered: bool) -> None:
+async def test_in_a_cluster(cluster: Callable[..., TestCluster]) -> None:
     """The same over the nodes of a cluster."""
     async with Stream("s", cluster("valkey-9.1").url, shards=6) as stream:
-        there = make_worker(stream, ordered=ordered)
-        async with running(there):
-            await works(there, stream)
-            await refused(make_worker(stream, ordered=not ordered))
+        for ordered in (True, False):
+            there = make_worker(stream, ordered=ordered)
+            async with running(there):
+                await works(there, stream)
+                await refused(make_worker(stream, ordered=not ordered))
 
 
 async def test_looking_costs_one_command(

@@ -34,6 +34,7 @@ from standpipe.limits import (
     EVENTS_PER_ENTRY_GUESS,
     FORGET_IDLES_MIN,
     FORGET_TRIES,
+    GIVEN_IDLE_MS_MIN,
     IDS_PER_COMMAND_MAX,
     READ_BLOCK_MS,
     READ_COUNT,
@@ -674,7 +675,39 @@ class Lane:
             log.info("took over %d entries of %s", len(new), key,
                      extra=self.facts(shard, "taken_over"))  # fmt: skip
             await self._take_pending(shard, new)
+        if following == b"0-0":
+            await self._take_given(shard, consumers)
         return following, self._next_death(consumers)
+
+    async def _take_given(self, shard: int, consumers: list[Any]) -> None:
+        """Take in what somebody has claimed for this consumer: it was not told.
+
+        Not what a read has brought whose reply is on its way, so it has to be idle for a moment.
+        """
+        member, key = self.member, self.stream.keys[shard]
+        name = member.name.encode()
+        mine = sum(found[b"pending"] for found in consumers if found[b"name"] == name)
+        start = b"-"
+        while mine > len(self.held[shard]) + len(self._acking[shard]):
+            room = self.intake.room_for_takeover()
+            (page,) = await self.ask(
+                [
+                    pack(
+                        "XPENDING", key, member.group, "IDLE", GIVEN_IDLE_MS_MIN, start, "+",
+                        IDS_PER_COMMAND_MAX, member.name,
+                    )
+                ]
+            )  # fmt: skip
+            if room is None or not page:
+                return
+            given = [row[0] for row in page if not self.knows(shard, row[0])]
+            given = given[: max(1, self._entries_in(room))]
+            if given:
+                log.info("was given %d entries of %s", len(given), key,
+                         extra=self.facts(shard, "given"))  # fmt: skip
+                await self._take_pending(shard, given)
+                await self.hold(shard, given)
+            start = b"(" + page[-1][0]
 
     async def _forget_the_dead(self) -> None:
         """Remove members that were killed long ago; not those that still have something pending."""
