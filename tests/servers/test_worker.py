@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from standpipe import (
-    Batch,
-    Context,
-    DeadLetters,
-    Event,
-    Producer,
-    Reject,
-    Retry,
-    Selection,
-    Stream,
-    Worker,
-)
+from standpipe import Batch, Context, Event, Producer, Reject, Retry, Stream, Worker
 from standpipe.errors import (
     AuthenticationError,
     ConfigError,
@@ -784,44 +771,3 @@ async def test_a_cluster(cluster: Callable[..., Any], name: str) -> None:
     assert max(seen.values()) == 1
     assert sum(worker.consumer.stats.taken_over for worker in workers) == 6
     assert TIME
-
-
-@pytest.mark.parametrize("ordered", [False, True], ids=["", "ordered"])
-async def test_the_permissions_in_the_documentation_are_enough(
-    own_server: OwnServer, ordered: bool
-) -> None:
-    """docs/operations.md names the commands that a worker needs, for each mode."""
-    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
-    producers, workers, letters_too, in_order = re.search(
-        r"producers `([^`]+)` on .*?workers\s+besides\s+`([^`]+)`, for dead letters and what is "
-        r"requeued `([^`]+)`, in ordered mode\s+`([^`]+)`",
-        text,
-        re.DOTALL,
-    ).groups()  # type: ignore[union-attr]
-    names = f"{producers} {workers} {letters_too} {in_order if ordered else ''}".split()
-    server = own_server("valkey-9.1")
-    server.command(
-        "ACL", "SETUSER", "w", "on", ">pw", "~s*", "~{s}*", "+hello", "+client|setname",
-        *[f"+{name.lower()}" for name in names],
-    )  # fmt: skip
-    url = server.url.replace("//", "//w:pw@")
-    async with Stream("s", url) as stream:
-        await send(stream, make_events(5))
-        worker = Worker(stream, "g", ordered=ordered, idle_ms_min=300)
-        failed: list[int] = []
-
-        @worker.each
-        async def handle(event: Event) -> None:
-            n = event.fields["n"]
-            assert isinstance(n, int)
-            if n < 2 and n not in failed:
-                failed.append(n)
-                raise Reject("not now") if n else Retry(after=1)
-
-        async with running(worker):
-            await eventually(lambda: worker.stats.dead == 1 and worker.stats.handled == 4)
-            async with Stream("s", server.url) as operators:
-                await DeadLetters(operators).requeue(Selection())
-            await eventually(lambda: worker.stats.handled == 5)
-            await eventually(lambda: settled(stream))
-            await eventually(lambda: server.cli("EXISTS", stream.requeued_key(0, "g")) == "0")
