@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from typing import Any, Final, Literal, cast
 
 from standpipe.errors import HandlerError
-from standpipe.event import Batch, Event
 from standpipe.typed import converter
 
 AckMode = Literal["auto", "manual"]
@@ -35,24 +34,17 @@ class Handler:
         self.is_manual: Final = ack == "manual"
         """Whether it acknowledges by itself."""
         self.wants_context: Final = takes_context(function)
-        self._convert: Final = converter(function, is_batch=is_batch)
+        self.convert: Final = converter(function, is_batch=is_batch)
+        """Makes its argument of an event or a batch; None: it takes that itself."""
         self.is_async: Final = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004  an object with an async __call__
         )
-        has_batch = is_batch and self._convert is None
+        has_batch = is_batch and self.convert is None
         if self.is_manual and not self.wants_context and not has_batch:
             raise HandlerError(
                 f"{self.name} has nothing to acknowledge with",
                 hint="Let it take the context as its second argument, and call context.ack().",
             )
-
-    def argument(self, given: Batch | Event) -> Any:
-        """What it takes, made of an event or a batch.
-
-        Raises:
-            EventTypeError, DecodeError: it cannot be made.
-        """
-        return given if self._convert is None else self._convert(given)
 
 
 def unfinished(handler: Callable[..., Any], result: object) -> HandlerError | None:

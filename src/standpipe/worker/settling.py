@@ -36,7 +36,10 @@ class Settler:
         """Count events as settled, of entries that have no dead letters; see :meth:`settle`."""
         done: list[bytes] = []
         for entry, count in zip(opened, counts, strict=True):
-            if _is_through(entry, count):
+            entry.left -= count
+            if entry.left > 0:
+                entry.is_begun = True
+            else:
                 done.append(entry.id)
         if done:
             self._consumer.ack(opened[0].shard, done)
@@ -48,7 +51,9 @@ class Settler:
         """
         done: list[bytes] = []
         for entry, count in zip(opened, counts, strict=True):
-            if not _is_through(entry, count):
+            entry.left -= count
+            if entry.left > 0:
+                entry.is_begun = True
                 continue
             if not entry.letters:
                 done.append(entry.id)
@@ -113,12 +118,3 @@ class Settler:
         }
         # An error's text may hold what is no valid Unicode, such as a file's name.
         return [part.encode(errors="backslashreplace") for pair in pairs.items() for part in pair]
-
-
-def _is_through(entry: Open, count: int) -> bool:
-    """Whether an entry has no more to be settled once so many of its events are."""
-    entry.left -= count
-    if entry.left > 0:
-        entry.is_begun = entry.is_begun or count > 0
-        return False
-    return True

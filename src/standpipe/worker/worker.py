@@ -465,7 +465,9 @@ class Worker:
         """
         if self.consumer.has_lost_some:
             calls = [call for call in calls if self._holds(call)]
-        if self._the_handler.is_async:
+        handler = self._handler
+        assert handler is not None
+        if handler.is_async:
             for call in calls:
                 await self._came_of(call, await self._call(call))
         elif calls:
@@ -475,8 +477,9 @@ class Worker:
         if self._lines is not None:
             # Here, for between this and the handler nothing waits.
             self._lines.require(call)
-        handler = self._the_handler
-        argument = handler.argument(call.argument)
+        handler = self._handler
+        assert handler is not None
+        argument = call.argument if handler.convert is None else handler.convert(call.argument)
         if handler.is_manual:
             self._open_acks(call)
         if not handler.wants_context:
@@ -494,10 +497,11 @@ class Worker:
 
     async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
-        handler = self._the_handler.function
+        handler = self._handler
+        assert handler is not None
         self._running.add(call)
         try:
-            await handler(*self._arguments(call))
+            await handler.function(*self._arguments(call))
         except Exception as error:
             return error
         except asyncio.CancelledError as error:
@@ -552,8 +556,8 @@ class Worker:
         if isinstance(error, NotBegun):
             self._calls.put_back([call])
             return
-        if self._the_handler.is_manual:
-            await self._came_of_manual(call, error)
+        if call.acks is not None:
+            await self._came_of_manual(call, call.acks, error)
         elif error is not None:
             await self._failed(call, error)
         else:
@@ -583,15 +587,13 @@ class Worker:
         self.stats.handled += sum(counts)
         self._settler.acknowledge(opened, counts)
 
-    async def _came_of_manual(self, call: Call, error: BaseException | None) -> None:
+    async def _came_of_manual(self, call: Call, acks: Acks, error: BaseException | None) -> None:
         """Settle what the handler has acknowledged; the rest has failed, whatever it raised."""
-        acks, missing = call.acks, list(range(sum(event_counts(call.argument))))
-        if acks is not None:
-            missing = acks.close()
-            opened, counts = call.counts_at(acks.take())
-            self.stats.handled += sum(counts)
-            await self._settler.settle(opened, counts)
-            call.acks = None
+        missing = acks.close()
+        opened, counts = call.counts_at(acks.take())
+        self.stats.handled += sum(counts)
+        await self._settler.settle(opened, counts)
+        call.acks = None
         if missing:
             await self._failed(call.pick(missing), error or NotAcknowledged())
         elif isinstance(error, HandlerError):
