@@ -254,6 +254,10 @@ RENEWALS_PER_IDLE: Final = 3
 CLAIM_COUNT: Final = 256
 """Entries per XAUTOCLAIM call; the server scans ten times as many for idle ones."""
 
+GIVEN_IDLE_MS_MIN: Final = 1_000
+"""What somebody claims for a consumer at work it takes in after so long, at its next sweep. Longer
+than the reply to a read takes: what that brings looks the same on the server meanwhile."""
+
 FORGET_IDLES_MIN: Final = 20
 """A consumer not seen for this many idle_ms_min (10 minutes) that holds nothing is taken off its
 group: a killed process would leave its name there for ever. Long before, what it held has been
@@ -303,8 +307,20 @@ TRACE_CHARS_MAX: Final = 4_000
 """The end of a handler's traceback that a dead letter keeps; the end is where the error stands."""
 
 REQUEUED_LOOK_MS: Final = 1_000
-"""A member of a group looks this often whether dead letters were requeued for it: one EXISTS per
-shard. They have waited for a person already, so one more second counts for little."""
+"""A member of a group looks this often whether dead letters were requeued for it: one EXISTS, or in
+a cluster one per shard. They have waited for a person already: one more second counts for little.
+"""
+
+REQUEUED_LOOK_GAP_MS: Final = 50
+"""In a cluster there is at least so much between two such looks of a member, so that it sends 20 in
+a second at most: with 20 shards it is as often as elsewhere, with 256 each 13 s."""
+
+STRANGERS_MS_MAX: Final = 2_500
+"""Before a member of ordered mode joins, a consumer that was at work lately and is none has so long
+to be at work once more. Each XREADGROUP shows it, and one waits for READ_BLOCK_MS."""
+
+STRANGERS_LOOK_MS: Final = 250
+"""How often the member looks for it meanwhile."""
 
 LEAVE_TRIES_MAX: Final = 5
 """How often a consumer that leaves tries to tell the server: for about half a second."""
