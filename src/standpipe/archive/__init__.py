@@ -1,0 +1,23 @@
+"""The archive: every shard's events in Parquet files, in a folder or behind any fsspec URL.
+
+names.py says what files are called and which of them count, fields.py turns events into columns
+and back, file.py is one file, place.py where files are kept, and reading.py reads them.
+"""
+
+from __future__ import annotations
+
+from standpipe.archive.fields import column_of, field_of
+from standpipe.archive.file import ArchivedTable, FileInfo, Undecodable
+from standpipe.archive.names import ArchiveFile
+from standpipe.archive.reading import Archive, Bound
+
+__all__ = [
+    "Archive",
+    "ArchiveFile",
+    "ArchivedTable",
+    "Bound",
+    "FileInfo",
+    "Undecodable",
+    "column_of",
+    "field_of",
+]
