@@ -409,7 +409,7 @@ class ArchivedTable:
         keys: list[str | None] = rows.column("key").to_pylist()
         times: list[int] = rows.column("time").cast(pa.int64()).to_pylist()
         marks: list[str | None] = rows.column("marks").to_pylist()
-        return events_of(keys, times, columns, marks, frozenset(fields))
+        return events_of(keys, times, columns, marks, {name: self._own[name] for name in fields})
 
     def ids(self) -> list[EventId]:
         """The event IDs, parallel to :meth:`events`."""
@@ -424,9 +424,10 @@ class ArchivedTable:
             for at, each in enumerate(ids)
             if not at or (each.ms, each.seq, each.index - 1) != ids[at - 1]
         ]
+        ends = [*starts, len(ids)][1:]
         entries = [
             _Entry(ids[start], stop - start, self, start)
-            for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)
+            for start, stop in zip(starts, ends, strict=True)
         ]
         return Batch(entries, stream=self.stream, shard=self.shard)
 

@@ -279,10 +279,12 @@ def _cells(rows: pa.Table, name: str, spec: FieldSpec, masks: dict[str, pa.Array
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    array = _array(rows, column_of(name)) if spec.kind != "null" else pa.nulls(len(rows))
     nones = masks.get("none")
-    if spec.kind == "null":
-        return Cells({}, nones)
-    array = _array(rows, column_of(name))
+    if spec.nulls == "none" and array.null_count:
+        nones = array.is_null()
+        if "missing" in masks:
+            nones = pc.and_(nones, pc.invert(masks["missing"]))
     if array.null_count == len(array):
         return Cells({}, nones)
     nothing = pa.scalar(None, array.type)
@@ -300,7 +302,7 @@ def _cells(rows: pa.Table, name: str, spec: FieldSpec, masks: dict[str, pa.Array
     of: dict[Any, pa.Array] = {}
     unmarked = array
     for mark, mask in masks.items():
-        if mark != "none":
+        if mark not in ("none", "missing"):
             of |= _marked(mark, pc.if_else(mask, array, nothing))
             unmarked = pc.if_else(mask, nothing, unmarked)
     return Cells(of | _filled(**{spec.kind: unmarked}), nones)
