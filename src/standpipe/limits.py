@@ -426,6 +426,9 @@ ARCHIVE_EVERY_MS_MIN: Final = 1_000
 shard, until those of an hour are put together: more often means more and smaller files, and more
 rarely more memory in use on the server."""
 
+ARCHIVE_FINDINGS_MAX: Final = 1_000
+"""Findings that a check of an archive keeps; the rest are counted."""
+
 ARCHIVE_LOOKS_MAX: Final = 5
 """Listings of an archive until nothing vanishes from one to the next. A second one does, unless
 files are being put together right then."""

@@ -9,10 +9,11 @@ begins behind the last file that is there; what was read and not written is read
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -33,7 +34,7 @@ from standpipe.archive.merging import clean, merge_small
 from standpipe.archive.names import file_path, resolve, stem_of
 from standpipe.archive.place import owner_name
 from standpipe.archive.reading import Archive
-from standpipe.errors import ArchiveInUseError, ConfigError, StandpipeError
+from standpipe.errors import ArchiveDamagedError, ArchiveInUseError, ConfigError, StandpipeError
 from standpipe.event import EventId
 from standpipe.limits import (
     ARCHIVE_EVERY_MS,
@@ -190,6 +191,31 @@ class Archiver:
         except TimeoutError:
             return
 
+    async def merge(self, *, everything: bool = False) -> int:
+        """Put small files together; how many were.
+
+        Args:
+            everything: Those of the newest hour as well, to which more may be added.
+
+        Raises:
+            ArchiveInUseError: another process archives a shard.
+            ArchiveError, ServerError: as :meth:`run`.
+        """
+        for shard in await asyncio.to_thread(self.archive.shards, self.stream.name):
+            lease = await take(self.stream, shard, self.owner)
+            try:
+                async with renewed(lease):
+                    chains = await asyncio.to_thread(self.archive.chains, self.stream.name)
+                    await asyncio.to_thread(clean, self.archive, chains[shard])
+                    self.stats.merged += await merge_small(
+                        self.archive, self.stream.name, lease, everything=everything
+                    )
+            except LeaseLostError:
+                raise _taken_over(self.stream, shard) from None
+            finally:
+                await self._let_go(lease, 0)
+        return self.stats.merged
+
     # --- one turn --------------------------------------------------------------------------------
 
     async def turn(self, shard: int, *, keep_ms: int = 0) -> None:
@@ -210,9 +236,7 @@ class Archiver:
         except LeaseLostError:
             # Whoever has it goes on from the files. This process was not heard of for too long.
             log.warning("shard %d was taken over by another process", shard)
-            raise ArchiveInUseError(
-                f"shard {shard} of stream {self.stream.name!r} was taken over", left_ms=LEASE_MS
-            ) from None
+            raise _taken_over(self.stream, shard) from None
         except BaseException:
             await self._let_go(lease, 0)
             raise
@@ -234,7 +258,8 @@ class Archiver:
         await asyncio.to_thread(self.archive.place.clear, owner_name(stem, shard))
         chains = await asyncio.to_thread(self.archive.chains, stream.name)
         chain = chains.get(shard) or resolve(())
-        await asyncio.to_thread(clean, self.archive, chain)
+        with self._saying_damage():
+            await asyncio.to_thread(clean, self.archive, chain)
         position = await find_position(stream, shard, self.archive, chain)
         for text in position.said:
             self._say(text)
@@ -242,7 +267,8 @@ class Archiver:
         try:
             await self._read(lease, position)
             if self._merge and not self._stop.is_set():
-                self.stats.merged += await merge_small(self.archive, stream.name, lease)
+                with self._saying_damage():
+                    self.stats.merged += await merge_small(self.archive, stream.name, lease)
         except CursorGoneError:
             self._say(
                 f"the archive cursor of shard {shard} is gone: it was detached, or the server lost "
@@ -311,9 +337,22 @@ class Archiver:
         self.stats.bytes += len(content)
         await lease.set_cursor(last)
 
+    @contextlib.contextmanager
+    def _saying_damage(self) -> Generator[None]:
+        """Older files that are damaged must not keep new events from being archived."""
+        try:
+            yield
+        except ArchiveDamagedError as error:
+            self._say(f"{error.message} ({error.hint})")
+
     def _say(self, text: str) -> None:
         log.warning("%s", text)
         self.stats.said.append(text)
+
+
+def _taken_over(stream: Stream, shard: int) -> ArchiveInUseError:
+    text = f"shard {shard} of stream {stream.name!r} was taken over by another process"
+    return ArchiveInUseError(text, left_ms=LEASE_MS)
 
 
 def _shuffled(shards: Iterable[int]) -> list[int]:
