@@ -172,6 +172,7 @@ class NoLease:
     """A lease where there is no server, and nobody else."""
 
     shard = 0
+    mark = "test"
 
     async def confirm(self) -> None:
         return

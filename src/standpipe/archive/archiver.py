@@ -26,13 +26,13 @@ from standpipe.archive.lease import (
     CursorGoneError,
     Lease,
     LeaseLostError,
+    commit,
     new_owner,
     renewed,
     take,
 )
 from standpipe.archive.merging import clean, merge_small
-from standpipe.archive.names import file_path, resolve, stem_of
-from standpipe.archive.place import owner_name
+from standpipe.archive.names import file_path, resolve
 from standpipe.archive.reading import Archive
 from standpipe.errors import ArchiveDamagedError, ArchiveInUseError, ConfigError, StandpipeError
 from standpipe.event import EventId
@@ -40,8 +40,8 @@ from standpipe.limits import (
     ARCHIVE_EVERY_MS,
     ARCHIVE_EVERY_MS_MIN,
     ARCHIVE_FILE_ROWS_MAX,
-    ARCHIVE_FILE_STEM_BYTES_MAX,
     LEASE_MS,
+    LEASE_MS_MIN,
 )
 from standpipe.policy import handler_backoff_ms
 from standpipe.stream import Stream
@@ -74,6 +74,7 @@ class Archiver:
         every_ms: With ``follow``: how often what is new is archived, at least 1 s; default 60 s.
         rows_max: Events per file, at most, but for a larger entry.
         merge: Whether the files of an hour that is over are put together.
+        lease_ms: How long a shard stays with an archiver that is not heard of any more.
 
     Raises:
         ConfigError: a number is too small.
@@ -93,6 +94,7 @@ class Archiver:
         every_ms: int = ARCHIVE_EVERY_MS,
         rows_max: int = ARCHIVE_FILE_ROWS_MAX,
         merge: bool = True,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         if every_ms < ARCHIVE_EVERY_MS_MIN:
             raise ConfigError(
@@ -100,6 +102,8 @@ class Archiver:
             )
         if rows_max < 1:
             raise ConfigError(f"rows_max is {rows_max}", hint="It is at least 1.")
+        if lease_ms < LEASE_MS_MIN:
+            raise ConfigError(f"lease_ms is {lease_ms}", hint=f"It is at least {LEASE_MS_MIN} ms.")
         self.stream: Final = stream
         self.archive: Final = archive
         self.stats: Final = ArchiverStats()
@@ -107,6 +111,7 @@ class Archiver:
         self._every_ms: Final = every_ms
         self._rows_max: Final = rows_max
         self._merge: Final = merge
+        self._lease_ms: Final = lease_ms
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -202,7 +207,7 @@ class Archiver:
             ArchiveError, ServerError: as :meth:`run`.
         """
         for shard in await asyncio.to_thread(self.archive.shards, self.stream.name):
-            lease = await take(self.stream, shard, self.owner)
+            lease = await take(self.stream, shard, self.owner, self._lease_ms)
             try:
                 async with renewed(lease):
                     chains = await asyncio.to_thread(self.archive.chains, self.stream.name)
@@ -229,7 +234,7 @@ class Archiver:
             ArchiveInUseError: another process has it.
             ArchiveError, ServerError: as :meth:`run`.
         """
-        lease = await take(self.stream, shard, self.owner)
+        lease = await take(self.stream, shard, self.owner, self._lease_ms)
         try:
             async with renewed(lease):
                 await self._turn(lease)
@@ -254,8 +259,7 @@ class Archiver:
 
     async def _turn(self, lease: Lease) -> None:
         shard, stream = lease.shard, self.stream
-        stem = stem_of(stream.name, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await asyncio.to_thread(self.archive.place.clear, owner_name(stem, shard))
+        await asyncio.to_thread(self.archive.place.clear, lease.mark)
         chains = await asyncio.to_thread(self.archive.chains, stream.name)
         chain = chains.get(shard) or resolve(())
         with self._saying_damage():
@@ -325,11 +329,7 @@ class Archiver:
             last=last,
             content=content,
         )
-        stem = stem_of(draft.stream, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await lease.confirm()
-        await asyncio.to_thread(
-            self.archive.place.store, path, content, owner_name(stem, draft.shard)
-        )
+        await commit(lease, self.archive.place, path, content)
         self.stats.files += 1
         self.stats.entries += info.entries
         self.stats.events += info.events

@@ -32,22 +32,19 @@ from standpipe.archive.fields import (
     value_of,
 )
 from standpipe.archive.file import Draft, FileInfo, build
-from standpipe.archive.lease import Lease
+from standpipe.archive.lease import Lease, commit
 from standpipe.archive.names import (
     Chain,
     Piece,
     digest_of,
     file_path,
     resolve,
-    stem_of,
 )
-from standpipe.archive.place import owner_name
 from standpipe.archive.reading import Archive
 from standpipe.errors import ArchiveDamagedError
 from standpipe.limits import (
     ARCHIVE_FILE_BYTES_MAX,
     ARCHIVE_FILE_ROWS_MAX,
-    ARCHIVE_FILE_STEM_BYTES_MAX,
 )
 
 if TYPE_CHECKING:
@@ -116,9 +113,7 @@ async def merge_small(
     merged = 0
     for group in await asyncio.to_thread(_groups, archive, chain, everything):
         path, content = await asyncio.to_thread(_merged, archive, group)
-        stem = stem_of(stream, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await lease.confirm()
-        await asyncio.to_thread(archive.place.store, path, content, owner_name(stem, lease.shard))
+        await commit(lease, archive.place, path, content)
         for piece in group:
             await asyncio.to_thread(archive.place.remove, piece.file.path)
         merged += len(group)
