@@ -52,8 +52,8 @@ async def test_from_run_to_detach(server: TestServer, stream_name: str, tmp_path
         files = archive("files").stdout.splitlines()
         assert len(files) == 2
         assert archive("verify").stdout.endswith(": sound\n")
-        # Raises where one is not there.
-        os.remove(files[1])
+        # It raises where the file is not there.
+        os.unlink(files[1])  # noqa: PTH108
         checked = archive("verify", "--json")
         assert checked.returncode == 1
         verified = json.loads(checked.stdout)

@@ -175,6 +175,8 @@ def _written(table: pa.Table, info: FileInfo) -> bytes:
         sink,
         row_group_size=max(1, min(ARCHIVE_GROUP_ROWS, ARCHIVE_GROUP_BYTES // per_row)),
         compression="zstd",
+        # A byte that changed later is an error for whoever reads it, not another value.
+        write_page_checksum=True,
         **_encodings(table.schema),
     )
     return sink.getvalue().to_pybytes()

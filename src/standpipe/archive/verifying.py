@@ -162,7 +162,8 @@ def _of_file(archive: Archive, name: str, file: ArchiveFile, totals: Verified) -
     except FileNotFoundError:
         return [Finding("damaged", file.shard, "is not there any more", file.path)]
     except ArchiveDamagedError as error:
-        return [Finding("damaged", file.shard, error.message, file.path)]
+        text = error.message.removeprefix(archive.path(file)).strip()
+        return [Finding("damaged", file.shard, text, file.path)]
     if not info.lost:
         return []
     text = (
