@@ -162,6 +162,14 @@ class Stream:
         """The key of the dead letters of a shard that were requeued for a group."""
         return side_key(self.keys[shard], f"requeued:{group}")
 
+    def report_keys(self, group: str) -> tuple[str, str]:
+        """The keys of what the workers of a group say they do, and of how long each is believed.
+
+        Beside the first shard, for they are of the whole stream.
+        """
+        key = self.keys[0]
+        return side_key(key, f"workers:{group}"), side_key(key, f"workers-until:{group}")
+
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""
         for key in self.keys:

@@ -71,7 +71,7 @@ app.command(
 app.command(
     "tail", short_help="Print a stream's events; nothing is consumed.", epilog=tail.EXAMPLE
 )(tail.tail)
-app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
+app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
 )
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")

@@ -51,6 +51,7 @@ from standpipe.worker.call import Call, Calls, Open
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
 from standpipe.worker.handler import name_of, takes_context, unfinished
 from standpipe.worker.ordered import Lines, NotBegun
+from standpipe.worker.presence import Kind, Presence
 from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
@@ -145,6 +146,9 @@ class Worker:
         if leases is not None and self._lines is not None:
             leases.is_busy, leases.changed = self._is_busy, self._lines.changed
         self._busy = 0
+        self._presence = Presence(
+            self.consumer, self.stats, lambda: (self._busy, self._calls.ready())
+        )
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
@@ -235,6 +239,7 @@ class Worker:
         try:
             await self.consumer.start()
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
+            self._presence.start(Kind(name_of(self._handler), self._is_batch, count))
             await self._until_stopped(runners)
             await self._drain()
             for runner in runners:
@@ -262,6 +267,7 @@ class Worker:
             async with asyncio.timeout(LEAVE_MS_MAX / 1000):
                 await self._report_all()
                 await self.consumer.leave()
+                await self._presence.leave()
         except TimeoutError:
             log.warning("the group could not be left within %d ms: what is held is taken over when "
                         "it has been idle for long enough", LEAVE_MS_MAX)  # fmt: skip
@@ -270,6 +276,7 @@ class Worker:
             log.exception("the group could not be left")
         finally:
             # A thread cannot be cancelled: one that is still at work is not waited for.
+            await self._presence.close()
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
 
