@@ -327,7 +327,7 @@ not started again: it would say so for ever. Long enough for slow imports."""
 # --- what workers report, and what is made of it --------------------------------------------------
 
 REPORT_MS: Final = 5_000
-"""A worker says so often what it does: one script call of half a kilobyte, some 30 µs of the
+"""A worker says so often what it does: one script call of half a kilobyte, some 60 µs of the
 server's time. It measures over this time, so shorter bursts do not show."""
 
 REPORT_TTL_MS: Final = 3 * REPORT_MS
@@ -337,7 +337,7 @@ shown until then."""
 REPORT_LOOK_MS: Final = 100
 """How often a worker looks at itself between two reports, on average: whether handlers are at work,
 and how late the event loop is. Some 50 looks make a share that is right within 7 points; they cost
-a twentieth of a percent of a processor."""
+a fifth of a percent of a processor."""
 
 LOOP_LATE_MS: Final = TURN_MS_MAX
 """An event loop that is later than this for a look was held up by what it was at: a handler."""

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -147,13 +148,13 @@ async def _are_gone(server: TestServer, stream: Stream, start: Callable[..., Pro
 
     first.signal(signal.SIGKILL)
     await eventually(lambda: _are(stream, {second.process.pid}), TTL_S + 10)
+    # What the killed one said is not kept for as long as others live.
+    await eventually(lambda: server.command("HLEN", stream.report_keys("g")[0]) == 1)
     second.signal(signal.SIGSTOP)
     await eventually(lambda: _are(stream, set()), TTL_S + 10)
     await eventually(lambda: not server.command("EXISTS", *stream.report_keys("g")))
     second.signal(signal.SIGCONT)
     await eventually(lambda: _are(stream, {second.process.pid}), 20)
-    # What the killed one said is not kept for as long as others live.
-    assert server.command("HLEN", stream.report_keys("g")[0]) == 1
 
 
 async def _are(stream: Stream, pids: set[int]) -> bool:
@@ -288,6 +289,47 @@ async def test_one_call_for_each_report(
             assert loop.time() - began > 7 * 0.3 * 0.8 - 0.05
 
 
+async def test_a_report_that_has_ended(server: TestServer, stream: Stream) -> None:
+    """What is not believed any more is not shown, though it still stands there."""
+    await send(stream, make_events(1))
+    server.command("XGROUP", "CREATE", stream.name, "g", "0")
+    reports, until = stream.report_keys("g")
+    server.command("HSET", reports, "ended", '{"pid":7}', "untimed", '{"pid":8}')
+    server.command("ZADD", until, now_ms() - 1_000, "ended")
+    assert await workers_of(stream) == {}
+    server.command("ZADD", until, now_ms() + 60_000, "ended")
+    assert set(await workers_of(stream)) == {7}
+
+
+async def test_who_computes_does_not_wait(stream: Stream, often: None) -> None:
+    """A process that is kept busy in pieces, too short to make a look late, does not wait."""
+    await send(stream, make_events(1))
+    worker = Worker(stream, "g")
+    worker.each(lambda event: None)
+
+    async def keep_busy() -> None:
+        while True:
+            ends = time.thread_time() + 0.004
+            while time.thread_time() < ends:
+                pass
+            await asyncio.sleep(0)
+
+    async with running(worker):
+        task = asyncio.create_task(keep_busy())
+        for _ in range(5):
+            await eventually(lambda: _has_measured(stream))
+            (found,) = (await workers_of(stream)).values()
+            report = found.report
+            assert report.cpu_share is not None and report.waiting_share is not None
+            assert report.waiting_share <= max(0.0, 1 - report.cpu_share) + 0.01
+        task.cancel()
+
+
+async def _has_measured(stream: Stream) -> bool:
+    found = await workers_of(stream)
+    return bool(found) and all(each.report.window_ms for each in found.values())
+
+
 async def test_an_unreadable_report(server: TestServer, stream: Stream, often: None) -> None:
     """What another version may have written does not keep the others from being shown."""
     await send(stream, make_events(1))
@@ -315,7 +357,9 @@ async def test_a_handler_that_computes_wants_more_processes(
         start(stream, handler)
         async with feeding(stream, 2_000):
             judged = await advised(stream, "more_workers")
+        (found,) = (await workers_of(stream)).values()
     assert judged.trend.direction == "growing" and judged.workers == 1
+    assert found.report.handlers is not None and found.report.handlers > 0.5
     assert judged.trend.added_per_s is not None and judged.trend.added_per_s > 500
 
 
@@ -340,6 +384,8 @@ async def test_a_handler_that_blocks(own_server: OwnServer, start: Callable[...,
         start(stream, "block")
         async with feeding(stream, 100):
             await advised(stream, "handler_blocks")
+        (found,) = (await workers_of(stream)).values()
+    assert found.report.handlers is not None and found.report.handlers > 0.5
 
 
 async def test_a_slow_line_wants_no_more_workers(
@@ -356,14 +402,17 @@ async def test_a_slow_line_wants_no_more_workers(
     assert "more_workers" not in [advice.kind for advice in judged.advice]
 
 
+@pytest.mark.parametrize("handler", ["wait", "compute_async"])
 async def test_as_many_ordered_workers_as_shards(
-    own_server: OwnServer, start: Callable[..., Process]
+    own_server: OwnServer, start: Callable[..., Process], handler: str
 ) -> None:
     """Where each shard has its worker, a further one is not what is advised."""
     async with Stream("power", own_server(NEWEST).url) as stream:
-        start(stream, "wait", ordered=1)
-        async with feeding(stream, 100):
+        start(stream, handler, ordered=1)
+        async with feeding(stream, 1_000):
             await advised(stream, "more_shards")
+        (found,) = (await workers_of(stream)).values()
+    assert found.report.handlers is not None and found.report.handlers > 0.5
 
 
 async def test_idle_workers_could_be_fewer(
