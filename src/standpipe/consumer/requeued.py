@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from standpipe.codec import decode_entry
+from standpipe.codec import decode_entry, read_event
 from standpipe.codec.plain import id_from
 from standpipe.codec.table import readers_table
 from standpipe.consumer.lane import Lane
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log: Final = logging.getLogger("standpipe.consumer")
-
-_read_event: Final = msgspec.msgpack.Decoder(Event).decode
 
 
 class RequeuedShard(int):
@@ -97,9 +95,9 @@ class _Origin(NamedTuple):
         """
         try:
             if self.kind == b"d":
-                return _OneEvent(EventId.parse(self.id), _read_event(self.content))
+                return _OneEvent(EventId.parse(self.id), read_event(self.content))
             raw = msgspec.msgpack.decode(self.content, type=list[bytes])
-        except (msgspec.MsgspecError, EventError) as error:
+        except (msgspec.MsgspecError, DecodeError, EventError) as error:
             raise DecodeError(f"the requeued letter of {self.id!r} is damaged: {error}") from error
         id_from(self.id)
         return decode_entry(self.id, raw, stream.definition.layout)

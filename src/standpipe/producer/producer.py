@@ -18,6 +18,7 @@ from standpipe.codec import (
     encode_columns,
     encode_plain,
     events_to_table,
+    row_part,
     rows_part,
 )
 from standpipe.errors import (
@@ -390,10 +391,10 @@ class Producer:
         if self._codec == "columns":
             receipts = await self._put(self._encode_tables([(shard, [event], range(1))]))
             return receipts.first()
-        part, _, arguments = next(self._encode([event]))
+        part, arguments = self._encode_one(event)
         if self._on_full == "raise":
             self._buffer.require_room(len(part), 1)
-        else:
+        elif not self._buffer.has_room(len(part), 1):
             await self._buffer.wait_for_room(len(part), 1)
         block = self._buffer.add(shard, self._mark, part, 1, arguments)
         if block.count >= self._block_events_max:
@@ -416,8 +417,13 @@ class Producer:
         """
         self._buffer.require_open()
         listed = list(events)
-        if set(map(type, listed)) <= {Event}:
+        kinds = set(map(type, listed))
+        if kinds <= {Event}:
             given = cast("list[Event]", listed)
+        elif kinds == {dict}:
+            dicts = cast("list[dict[str, Any]]", listed)
+            names = self.stream.definition
+            given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
         else:
             given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
         check_events(given)
@@ -500,6 +506,15 @@ class Producer:
             yield from self._encode(events[half:])
             return
         yield part, len(events), 0
+
+    def _encode_one(self, event: Event) -> tuple[bytes, int]:
+        """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
+        if self._codec == "plain":
+            part, _, arguments = next(self._encode_plain([event]))
+            return part, arguments
+        part = row_part(event)
+        self._check_size(event.key, event.time, len(part))
+        return part, 0
 
     def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         parts: list[bytes] = []
