@@ -13,8 +13,9 @@ def report(**known: Any) -> WorkerReport:
     usual: dict[str, Any] = {
         "host": "north", "pid": 1, "concurrency": 4, "processors": 4, "in_flight": 10,
         "in_flight_max": 1_000, "window_ms": 5_000, "events_per_s": 100.0, "handlers": 1.0,
-        "waiting_share": 0.3, "cpu_share": 0.2, "loop_lag_ms": 0, "blocked_share": 0.0,
-        "idle_processors": 2.0, "failures": 0, "is_ordered": False, "is_batch": False,
+        "waiting_share": 0.3, "cpu_share": 0.2, "cpu_wait_share": 0.0, "loop_lag_ms": 0,
+        "blocked_share": 0.0, "idle_processors": 2.0, "failures": 0, "is_ordered": False,
+        "is_batch": False,
     }  # fmt: skip
     return WorkerReport(**usual | known)
 

@@ -26,6 +26,7 @@ from standpipe.limits import (
     BUSY_PERCENT,
     FAILING_PERCENT,
     KEEPS_UP_MS,
+    PROCESSOR_SHARERS_MAX,
     SILENT_MS_MIN,
     SPARE_PERCENT,
     STEADY_PERCENT,
@@ -192,9 +193,19 @@ def slots(report: WorkerReport) -> int | None:
     return min(report.concurrency, len(report.shards))
 
 
+def cpu_wanted(report: WorkerReport) -> float | None:
+    """What a worker uses of a processor, and would have used had there been one for it."""
+    if report.cpu_share is None:
+        return None
+    # Each of many threads waits a little for a processor whenever it wakes. Only of one that
+    # computes is that the lack of one, and it gets its part of those that there are.
+    waited = min(report.cpu_wait_share or 0.0, report.cpu_share * (PROCESSOR_SHARERS_MAX - 1))
+    return report.cpu_share + waited
+
+
 def busy_share(report: WorkerReport) -> float | None:
     """How much of a worker is taken: by its processor or by its handlers, whichever is more."""
-    cpu, at_work, most = report.cpu_share, report.handlers, slots(report)
+    cpu, at_work, most = cpu_wanted(report), report.handlers, slots(report)
     if cpu is None or at_work is None or most is None:
         return None
     return max(min(cpu, 1.0), at_work / most if most else 0.0)
@@ -203,18 +214,21 @@ def busy_share(report: WorkerReport) -> float | None:
 def bottleneck(report: WorkerReport) -> Bottleneck | None:
     """What a worker would need more of to handle more; None: it has not measured yet.
 
-    ``cpu``: a processor of its own, which it has taken. ``blocked``: its event loop, which a
-    handler holds without computing. ``handlers``: calls at a time; all of them wait for something.
-    ``retries``: room, for all that it holds waits to be tried again. ``server``: events; it waits
-    for the server to hand them out. ``none``: nothing, it has time left.
+    ``cpu``: a processor of its own; it has taken one, or shares it with too many others.
+    ``blocked``: its event loop, which a handler holds without computing.
+    ``handlers``: calls at a time; all of them wait for something.
+    ``retries``: room, for all that it holds waits to be tried again.
+    ``server``: events; it waits for the server to hand them out.
+    ``none``: nothing, it has time left.
     """
-    cpu, at_work, waiting = report.cpu_share, report.handlers, report.waiting_share
+    cpu, at_work, waiting = cpu_wanted(report), report.handlers, report.waiting_share
     most = slots(report)
     if cpu is None or at_work is None or waiting is None or most is None:
         return None
     if cpu * 100 >= BUSY_PERCENT:
         return "cpu"
-    if (report.blocked_share or 0.0) * 100 >= BLOCKED_PERCENT:
+    is_crowded = (report.cpu_wait_share or 0.0) * 100 >= BLOCKED_PERCENT
+    if not is_crowded and (report.blocked_share or 0.0) * 100 >= BLOCKED_PERCENT:
         return "blocked"
     if most and at_work * 100 >= most * BUSY_PERCENT:
         return "handlers"
@@ -246,7 +260,9 @@ class _View:
         self.is_ordered = any(worker.report.is_ordered for worker in self.workers)
         """As one is, all have to be."""
 
-    def mean(self, what: Literal["cpu_share", "waiting_share", "handlers"]) -> float:
+    def mean(
+        self, what: Literal["cpu_share", "cpu_wait_share", "waiting_share", "handlers"]
+    ) -> float:
         found: list[float] = [getattr(worker.report, what) or 0.0 for worker in self.measured]
         return statistics.fmean(found) if found else 0.0
 
@@ -419,7 +435,7 @@ def _nobody_reports(view: _View) -> Advice:
     return Advice(
         "not_reported",
         "notice",
-        f"what reads this group does not report what it does, and {_waiting(view.trend)}",
+        f"no worker reports, though somebody has read lately; {_waiting(view.trend)}",
         "Only workers of Standpipe report, and whoever looks has to be allowed to read it.",
     )
 
@@ -501,9 +517,11 @@ def _about_backlog(view: _View) -> Iterator[Advice]:
 def _more_workers(view: _View, level: Level, count: int) -> Advice:
     trend, idle = view.trend, view.idle_processors()
     seen = (
-        f"{_who(view, count)} {_are(count, 'uses', 'use')} a whole processor "
-        f"({view.mean('cpu_share'):.0%} on average)"
+        f"{_who(view, count)} {_are(count, 'needs', 'need')} a whole processor "
+        f"({view.mean('cpu_share'):.0%} on average"
     )
+    crowded = view.mean("cpu_wait_share") * 100 >= BLOCKED_PERCENT
+    seen += ", as others have it for the rest of the time)" if crowded else ")"
     enough = _enough(trend, len(view.workers))
     number = "" if enough is None else f" By these rates about {enough:,} would keep up."
     free = {host: int(round(cores, 1)) for host, cores in idle.items() if round(cores, 1) >= 1}

@@ -32,6 +32,7 @@ def workers(draw: st.DrawFn) -> list[WorkerStatus]:
             handlers=draw(st.none() | st.floats(0, 64)),
             waiting_share=draw(shares),
             cpu_share=draw(st.none() | st.floats(0, 8)),
+            cpu_wait_share=draw(shares),
             loop_lag_ms=draw(counts),
             blocked_share=draw(shares),
             idle_processors=draw(st.none() | st.floats(0, 64)),

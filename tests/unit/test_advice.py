@@ -75,6 +75,12 @@ def test_trend_that_is_not_known() -> None:
         (STARVED, "server"),
         (BLOCKED, "blocked"),
         (STARVED | {"in_flight": 1_000}, "retries"),
+        # It stands still because others have the processors, not because its handler sleeps.
+        (BLOCKED | {"cpu_share": 0.3, "cpu_wait_share": 0.6}, "cpu"),
+        (BLOCKED | {"cpu_wait_share": None}, "blocked"),
+        (BLOCKED | {"cpu_share": 0.05, "cpu_wait_share": 0.6}, "none"),
+        # Many threads that wait for something, each a little for a processor too.
+        (FULL | {"cpu_wait_share": 3.0}, "handlers"),
         ({}, "none"),
         ({"window_ms": None, "cpu_share": None, "handlers": None}, None),
         ({"concurrency": None}, None),
@@ -108,6 +114,10 @@ def test_busy_processors_want_more_workers() -> None:
     assert "2 on north" in advice.do and "about 3 would keep up" in advice.do
     (full,) = advise(*grows(workers=[worker(**BUSY, idle_processors=0.2)]))
     assert full.kind == "more_workers" and "no processor is idle" in full.do
+    shared = BUSY | {"cpu_share": 0.3, "cpu_wait_share": 0.65, "idle_processors": 0.0}
+    (crowded,) = advise(*grows(workers=[worker(**shared)]))
+    assert "30% on average, as others have it" in crowded.seen
+    assert "on other machines" in crowded.do
     (unknown,) = advise(*grows(workers=[worker(**BUSY, idle_processors=None)]))
     assert "where a processor is idle" in unknown.do
 

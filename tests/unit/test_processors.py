@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from standpipe.worker.processors import allowed_processors, idle_seconds
+from standpipe.worker.processors import allowed_processors, idle_seconds, waited_seconds
 
 
 def test_allowed_processors() -> None:
@@ -24,3 +24,15 @@ def test_idle_seconds(tmp_path: Path) -> None:
         assert idle_seconds(stat) is None
     assert idle_seconds(tmp_path / "missing") is None
     assert (idle_seconds() or 0) > 0
+
+
+def test_waited_seconds(tmp_path: Path) -> None:
+    """The threads' waits are added up; one that ends meanwhile is passed over."""
+    for name, text in (("1", "500 2000000000 3"), ("2", "0 500000000 1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "schedstat").write_text(text)
+    (tmp_path / "3").mkdir()
+    assert waited_seconds(tmp_path) == 2.5
+    (tmp_path / "1" / "schedstat").write_text("nothing")
+    assert waited_seconds(tmp_path) is None
+    assert waited_seconds(tmp_path / "missing") is None

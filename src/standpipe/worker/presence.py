@@ -24,7 +24,7 @@ from standpipe.errors import StandpipeError
 from standpipe.limits import LOOP_LATE_MS, REPORT_LOOK_MS, REPORT_MS, REPORT_TTL_MS
 from standpipe.wire import script
 from standpipe.worker.context import WorkerStats
-from standpipe.worker.processors import allowed_processors, idle_seconds
+from standpipe.worker.processors import allowed_processors, idle_seconds, waited_seconds
 
 log: Final = logging.getLogger("standpipe.worker")
 
@@ -69,6 +69,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     """Of the time, in which it had nothing to handle and waited for the server to give it some."""
     cpu_share: float | None = None
     """Processor time of its process by time; above 1 where threads compute at the same time."""
+    cpu_wait_share: float | None = None
+    """The same for the time in which its threads could have run and had no processor."""
     loop_lag_ms: int | None = None
     """The longest time for which the event loop did not come round."""
     blocked_share: float | None = None
@@ -93,6 +95,7 @@ class _Start(msgspec.Struct, frozen=True):
     at: float
     cpu_s: float
     idle_s: float | None
+    waited_s: float | None
     handled: int
     failures: int
 
@@ -175,6 +178,7 @@ class Presence:
             time.monotonic(),
             time.process_time(),
             idle_seconds(),
+            waited_seconds(),
             stats.handled,
             stats.retried + stats.dead,
         )
@@ -204,10 +208,8 @@ class Presence:
             return report
         lasted = time.monotonic() - window.at
         cpu_share = (time.process_time() - window.cpu_s) / lasted
-        idle_s = idle_seconds()
-        idle: float | None = None
-        if idle_s is not None and window.idle_s is not None:
-            idle = round((idle_s - window.idle_s) / lasted, 2)
+        idle = _share(window.idle_s, idle_seconds(), lasted)
+        cpu_wait = _share(window.waited_s, waited_seconds(), lasted)
         # Who waits does not compute. Many short calls in a row are over whenever it can look.
         waiting = min(self._waiting_s / self._looked_s, max(0.0, 1 - cpu_share))
         return msgspec.structs.replace(
@@ -217,6 +219,7 @@ class Presence:
             handlers=round(self._handler_s / self._looked_s, 2),
             waiting_share=round(waiting, 3),
             cpu_share=round(cpu_share, 3),
+            cpu_wait_share=cpu_wait,
             loop_lag_ms=round(self._late_s_max * 1000),
             blocked_share=round(self._late_s / self._looked_s, 3),
             idle_processors=idle,
@@ -240,3 +243,11 @@ class Presence:
             if self._trouble is not None:
                 self._trouble = None
                 log.info("what %s does is reported again", consumer.name)
+
+
+def _share(before: float | None, after: float | None, lasted: float) -> float | None:
+    """What a counter of seconds has gained, by time; None where it is not known."""
+    if before is None or after is None:
+        return None
+    # The count of a thread that has ended is gone.
+    return round(max(0.0, after - before) / lasted, 3)

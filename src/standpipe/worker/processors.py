@@ -43,3 +43,22 @@ def idle_seconds(path: Path = Path("/proc/stat")) -> float | None:
         return (int(ticks[3]) + int(ticks[4])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def waited_seconds(path: Path = Path("/proc/self/task")) -> float | None:
+    """For how long threads of this process were ready to run and had no processor, s, all together.
+
+    None where the system does not say so.
+
+    Source: https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
+    """
+    waited = 0
+    try:
+        for thread in path.iterdir():
+            try:
+                waited += int((thread / "schedstat").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # It has ended meanwhile.
+    except (OSError, ValueError, IndexError):
+        return None
+    return waited / 1e9
