@@ -359,7 +359,7 @@ BUSY_PERCENT: Final = 85
 """From here on a processor or all the handlers of a worker count as taken: a queue before something
 that is taken for more grows without bounds, and measuring over seconds hides peaks."""
 
-PROCESSOR_SHARERS_MAX: Final = 5
+PROCESSOR_SHARERS_MAX: Final = 10
 """On a crowded machine a worker that gets less than such a part of one is not said to compute:
 that many threads were ready and did not run is true of those that wait for something, too."""
 
