@@ -608,7 +608,7 @@ def _who(view: _View, count: int) -> str:
     total = len(view.measured)
     if count < total:
         return f"{count:,} of {total:,} workers"
-    return "the worker" if total == 1 else f"all {total:,} workers"
+    return "the worker" if total == 1 else f"{'both' if total == 2 else f'all {total:,}'} workers"
 
 
 def _enough(trend: Trend, now: int) -> int | None:
