@@ -10,6 +10,7 @@ import typer
 
 from standpipe.cli import (
     ack,
+    bench,
     claim,
     dead,
     demo,
@@ -76,6 +77,9 @@ app.command(
 )(tail.tail)
 app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
+)
+app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(
+    bench.bench
 )
 app.command(
     "doctor", short_help="What is wrong, why it matters, what mends it.", epilog=doctor.EXAMPLE
