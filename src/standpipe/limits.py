@@ -332,6 +332,9 @@ STRANGERS_MS_MAX: Final = 2_500
 """Before a member of ordered mode joins, a consumer that was at work lately and is none has so long
 to be at work once more. Each XREADGROUP shows it, and one waits for READ_BLOCK_MS."""
 
+START_TRIES_MAX: Final = 8
+"""How often a worker that starts asks who else is at work, over a connection that is cut."""
+
 STRANGERS_LOOK_MS: Final = 250
 """How often the member looks for it meanwhile."""
 
