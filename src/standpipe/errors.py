@@ -47,6 +47,12 @@ StandpipeError
 │   ├── SinkUnreachableError    down, locked, full: the events wait       retryable
 │   ├── SinkUnusableError       its table, its folder or the rights on it do not do
 │   └── SinkRefusedError        an event does not fit the table
+├── ArchiveError                the archived events in a folder or behind a URL
+│   ├── ArchiveNotFoundError    nothing of that stream is archived there
+│   ├── ArchiveUnreachableError disk full, network, store not there       retryable
+│   ├── ArchiveUnusableError    the folder or the rights on it do not do
+│   ├── ArchiveDamagedError     a file is not what was written
+│   └── ArchiveInUseError       another process archives the shard
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -511,6 +517,57 @@ class SinkRefusedError(SinkError):
         "Change the column or the producer, then requeue the dead letter; or send that field under "
         "another name."
     )
+
+
+# --- the archive ---------------------------------------------------------------------------------
+
+
+class ArchiveError(StandpipeError):
+    """The archive, or the place where it is kept, failed or refused."""
+
+
+class ArchiveNotFoundError(ArchiveError):
+    """Nothing of the stream is archived there."""
+
+    default_hint = (
+        "Check the folder or URL and the name; `standpipe archive run` archives a stream."
+    )
+
+
+class ArchiveUnreachableError(ArchiveError):
+    """The place failed: disk full, I/O error, network, store not there. Nothing is lost by it."""
+
+    retryable = True
+    default_hint = (
+        "Check the free space, that the disk is mounted and the URL reachable: what is not yet "
+        "archived stays in the stream."
+    )
+
+
+class ArchiveUnusableError(ArchiveError):
+    """Permissions, or something that stands in the way, forbid it."""
+
+    default_hint = "Give a folder of its own that this user may read and write."
+
+
+class ArchiveDamagedError(ArchiveError):
+    """A file of the archive is not what was written, or is gone."""
+
+    default_hint = "`standpipe archive verify` names every such file; put a copy in its place."
+
+
+class ArchiveInUseError(ArchiveError):
+    """Another process archives the shard.
+
+    Args:
+        left_ms: For how long it has it, at least, ms.
+    """
+
+    default_hint = "Wait until it ends; of one that died the lease is over within seconds."
+
+    def __init__(self, message: str, *, left_ms: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.left_ms = left_ms
 
 
 # --- the server and the way to it ----------------------------------------------------------------

@@ -9,7 +9,7 @@ import msgspec
 
 from standpipe.codec import PlainLayout, check_codec
 from standpipe.errors import ConfigError, StreamNotFoundError
-from standpipe.keyspace import check_stream_name, definition_key, shard_keys, side_key
+from standpipe.keyspace import archived_key, check_stream_name, definition_key, shard_keys, side_key
 from standpipe.limits import SHARDS_MAX, STREAM_BYTES_MIN
 from standpipe.wire import Server
 
@@ -161,6 +161,18 @@ class Stream:
     def requeued_key(self, shard: int, group: str) -> str:
         """The key of the dead letters of a shard that were requeued for a group."""
         return side_key(self.keys[shard], f"requeued:{group}")
+
+    def archived_key(self, shard: int) -> str:
+        """The key of the entry ID up to which a shard is archived."""
+        return archived_key(self.keys[shard])
+
+    def report_keys(self, group: str) -> tuple[str, str]:
+        """The keys of what the workers of a group say they do, and of how long each is believed.
+
+        Beside the first shard, for they are of the whole stream.
+        """
+        key = self.keys[0]
+        return side_key(key, f"workers:{group}"), side_key(key, f"workers-until:{group}")
 
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""

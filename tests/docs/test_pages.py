@@ -141,6 +141,15 @@ def test_the_durable_example_runs(fresh: TestServer, tmp_path: Path) -> None:
     assert (tmp_path / "pump_stream.spool").is_file()
 
 
+def test_the_archive_example_runs(server: TestServer, tmp_path: Path) -> None:
+    """examples/archive.py archives a stream and reads it with DuckDB, polars and pandas; what it
+    prints is what docs/archive.md shows."""
+    server.command("UNLINK", "archived_pump_stream", side_key("archived_pump_stream", "archived"))
+    out = _run_example("archive.py", server, cwd=tmp_path)
+    assert f"```\n{out}```" in (ROOT / "docs" / "archive.md").read_text()
+    assert list(tmp_path.glob("archive/stream=archived_pump_stream/date=*/hour=*/*.parquet"))
+
+
 def test_the_ledger_example_runs(fresh: TestServer, tmp_path: Path) -> None:
     """examples/ledger.py finds the one producer sound, also when it runs again, and the other not;
     what it prints is what docs/testing.md shows."""

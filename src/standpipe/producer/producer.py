@@ -38,6 +38,7 @@ from standpipe.limits import (
     BUFFER_EVENTS_MAX,
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
+    PART_EVENTS_MAX,
     SEND_DEADLINE_MS,
     SEQUENCE_TTL_MS,
     SPOOL_AFTER_MS,
@@ -208,9 +209,10 @@ class Producer:
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
             self._layout = definition.layout
-            if self._codec == "plain" and definition.entries_max is not None:
+            if self._codec == "plain":
                 # A run with more entries than the stream may have could never be added.
-                self._block_events_max = min(self._block_events_max, definition.entries_max)
+                entries_max = definition.entries_max or PART_EVENTS_MAX
+                self._block_events_max = min(self._block_events_max, PART_EVENTS_MAX, entries_max)
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
                 self._overflow = await asyncio.to_thread(self._bound, self._spool, buffer)
@@ -462,8 +464,10 @@ class Producer:
         )
 
     def _split(self, events: list[Event]) -> Iterable[tuple[Shard, list[Event], Sequence[int]]]:
-        """The events by shard, cut to blocks, with their positions in the list."""
+        """The events by shard, cut to parts of blocks, with their positions in the list."""
         step = self._block_events_max
+        if self._codec != "columns":
+            step = min(step, PART_EVENTS_MAX)
         if len(self._buffer.shards) == 1:
             for start in range(0, len(events), step):
                 chunk = events[start : start + step]
@@ -620,7 +624,8 @@ class Producer:
                 piece.shard, piece.mark, piece.part, piece.count, piece.arguments
             )
             receipts.add(block, block.count - piece.count, piece.count, piece.positions)
-            if waits:
+            if waits and (piece.arguments is None or block.count >= self._block_events_max):
+                # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
 
