@@ -38,7 +38,7 @@ class Watched:
         return [
             record
             for record in self._caplog.records
-            if record.name.startswith("standpipe")
+            if record.name == "standpipe.consumer"
             and record.levelno >= logging.INFO
             and getattr(record, "state", None) not in aside
         ]
