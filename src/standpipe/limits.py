@@ -247,7 +247,7 @@ BYTES_PER_ENTRY_GUESS: Final = TABLE_BLOCK_BYTES_MAX
 """As EVENTS_PER_ENTRY_GUESS, in bytes: the first read asks for few entries. What is expected halves
 with each read at most, so that small entries are soon read by the hundred."""
 
-EVENTS_PER_ENTRY_GUESS: Final = BLOCK_EVENTS_MAX
+EVENTS_PER_ENTRY_GUESS: Final = PART_EVENTS_MAX
 """What a consumer takes an entry to hold before it has seen one; after that it goes by the last.
 High: a first read that is too small costs a round trip, one that is too large costs memory."""
 

@@ -14,6 +14,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Final
 
 import msgspec
@@ -124,9 +125,8 @@ class Presence:
 
     def start(self, kind: Kind) -> None:
         """Report from now on."""
-        from standpipe import __version__
-
-        self._kind, self._version = kind, __version__
+        # Looked up here: it reads the files of the installation.
+        self._kind, self._version = kind, version("standpipe")
         self._tasks.append(asyncio.create_task(self._run(), name="standpipe-presence"))
 
     async def leave(self) -> None:
