@@ -13,6 +13,7 @@ import msgspec
 
 from standpipe.codec import (
     MARKS,
+    StructRows,
     check_codec,
     check_table,
     encode_columns,
@@ -366,11 +367,12 @@ class Producer:
 
     # --- sending ---------------------------------------------------------------------------------
 
-    async def send(self, event: Event | Mapping[str, Any]) -> Receipt:
+    async def send(self, event: Event | Mapping[str, Any] | msgspec.Struct) -> Receipt:
         """Take one event; returns at once unless the buffer is full.
 
         Args:
-            event: An Event, or a flat mapping with key and time under the stream's names.
+            event: An Event; a flat mapping with key and time under the stream's names; or a msgspec
+                Struct, with the fields ``key`` and ``time`` for these where it has them.
 
         Returns:
             A receipt; await it for the event's ID, that is for the acknowledgement.
@@ -387,7 +389,7 @@ class Producer:
         """
         self._buffer.require_open()
         if not isinstance(event, Event):
-            event = self._from_mapping(event)
+            event = self._event_from(event)
         check_event(event)
         shard = self._buffer.shards[partition(event.key, len(self._buffer.shards))]
         if self._codec == "columns":
@@ -404,7 +406,9 @@ class Producer:
             await asyncio.sleep(0)
         return Receipt(block, block.count - 1)
 
-    async def send_many(self, events: Iterable[Event | Mapping[str, Any]]) -> Receipts:
+    async def send_many(
+        self, events: Iterable[Event | Mapping[str, Any] | msgspec.Struct]
+    ) -> Receipts:
         """Take many events, in their order per key; faster per event than :meth:`send`.
 
         Returns:
@@ -427,7 +431,11 @@ class Producer:
             names = self.stream.definition
             given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
         else:
-            given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
+            rows = StructRows.of(kinds.pop()) if len(kinds) == 1 and self._codec == "rows" else None
+            checked = None if rows is None else rows.events(listed)
+            if checked is not None:
+                return await self._put(list(self._encode_events(self._split(checked))))
+            given = [e if isinstance(e, Event) else self._event_from(e) for e in listed]
         check_events(given)
         encode = self._encode_tables if self._codec == "columns" else self._encode_events
         # All are encoded before the first is taken: one that is too large must not come in between.
@@ -457,8 +465,10 @@ class Producer:
 
     # --- from events to blocks -------------------------------------------------------------------
 
-    def _from_mapping(self, mapping: Mapping[str, Any]) -> Event:
-        definition = self.stream.definition
+    def _event_from(self, given: Mapping[str, Any] | msgspec.Struct) -> Event:
+        if isinstance(given, msgspec.Struct):
+            return Event.from_struct(given)
+        definition, mapping = self.stream.definition, given
         return Event.from_mapping(
             mapping, key_field=definition.key_field, time_field=definition.time_field
         )
