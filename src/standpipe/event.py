@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    cast,
+    overload,
+)
 
 import msgspec
 
 from standpipe.clock import now_ms, parse_time
-from standpipe.errors import ConfigError, DecodeError, EventError, FieldError
+from standpipe.errors import ConfigError, DecodeError, EventError, FieldError, HandlerError
 from standpipe.limits import (
     FIELDS_PER_EVENT_MAX,
     INTEGER_MAX,
@@ -195,6 +205,26 @@ class _Part:
         return self._entry.table().slice(self.id.index - self._entry.id.index, self.count)
 
 
+def _events_of(entries: Sequence[Entry]) -> list[Event]:
+    kind = type(entries[0]) if entries else None
+    together: Callable[[Sequence[Entry]], list[Event]] | None = getattr(kind, "events_of", None)
+    if together is not None and len(entries) > 1 and all(type(entry) is kind for entry in entries):
+        # One event each: it is faster to read them all at once.
+        return together(entries)
+    lists = [entry.events() for entry in entries]
+    return lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+
+
+Acked = int | EventId | Event | Iterable[int | EventId | Event] | Literal["all"]
+"""What can be acknowledged of a batch: by index, event ID or the event itself, one or several."""
+
+
+class Acknowledging(Protocol):
+    """What takes the acknowledgements of a handler that gives them itself."""
+
+    def ack(self, events: Acked = "all") -> None: ...
+
+
 class Batch(Sequence[Event]):
     """Events of one shard, in the shard's order, decoded when they are looked at.
 
@@ -204,12 +234,14 @@ class Batch(Sequence[Event]):
         shard: The shard's number, from 0.
     """
 
-    __slots__ = ("_events", "_length", "entries", "shard", "stream")
+    __slots__ = ("_events", "_length", "acks", "entries", "shard", "stream")
 
     def __init__(self, entries: Sequence[Entry], *, stream: str = "", shard: int = 0) -> None:
         self.entries: Final = tuple(entries)
         self.stream: Final = stream
         self.shard: Final = shard
+        self.acks: Acknowledging | None = None
+        """Where a handler's own acknowledgements go; None where it gives none."""
         self._length = sum(entry.count for entry in self.entries)
         self._events: list[Event] | None = None
 
@@ -221,8 +253,7 @@ class Batch(Sequence[Event]):
             DecodeError: an entry's content is not what its header says; not retryable.
         """
         if self._events is None:
-            lists = [entry.events() for entry in self.entries]
-            self._events = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+            self._events = _events_of(self.entries)
         return self._events
 
     @property
@@ -247,6 +278,53 @@ class Batch(Sequence[Event]):
                 indexes.append(index)
             position += entry.count
         return Batch(pieces, stream=self.stream, shard=self.shard), indexes
+
+    def pick(self, places: Iterable[int]) -> tuple[Batch, list[int]]:
+        """The events at some places, ascending, and of which of :attr:`entries` each piece is."""
+        pieces: list[Entry] = []
+        indexes: list[int] = []
+        chosen = list(places)
+        at = position = 0
+        for index, entry in enumerate(self.entries):
+            end = position + entry.count
+            while at < len(chosen) and chosen[at] < end:
+                low = high = chosen[at]
+                while at < len(chosen) and chosen[at] == high < end:
+                    at, high = at + 1, high + 1
+                whole = high - low == entry.count
+                pieces.append(entry if whole else _Part(entry, low - position, high - position))
+                indexes.append(index)
+            position = end
+        picked = Batch(pieces, stream=self.stream, shard=self.shard)
+        if self._events is not None:
+            # A columns block would be decoded once for each of its pieces.
+            picked._events = [self._events[place] for place in chosen]
+        return picked, indexes
+
+    def ack(self, events: Acked = "all") -> None:
+        """Acknowledge events, in a handler declared with ``ack="manual"``.
+
+        May be called any number of times, in the handler's thread or another, until the handler
+        returns. What is acknowledged already stays so.
+
+        Args:
+            events: Indices, event IDs or the events themselves (the very objects), one or several;
+                default: all. An empty list acknowledges nothing.
+
+        Raises:
+            AckError: the batch has no such event; in ordered mode, one before it is not
+                acknowledged; or the handler has returned. Not retryable.
+            HandlerError: the handler is not declared so.
+
+        Delivery: An entry is acknowledged when all of its events are: at once, with the next read.
+            Of a block of which some are not, all are delivered again if the process dies.
+        """
+        if self.acks is None:
+            raise HandlerError(
+                "this batch is acknowledged when its handler returns",
+                hint='Declare the handler with @worker.batch(ack="manual").',
+            )
+        self.acks.ack(events)
 
     def table(self) -> pa.Table:
         """The batch as a pyarrow Table: ``key``, ``time`` (int64, ms), then one column per field.

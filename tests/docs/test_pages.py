@@ -236,3 +236,10 @@ def test_the_handlers_example_stores_once(fresh: TestServer, tmp_path: Path) -> 
     wrong = decode_entry(b"1700000000000-0", [b"key", b"m1", b"volts", b"high"], PlainLayout())
     with pytest.raises(Reject, match="volts is 'high'"):
         handlers.alarm(wrong.events()[0], context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    """A test that a page names for a promise exists."""
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.M), name

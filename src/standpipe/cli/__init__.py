@@ -11,6 +11,7 @@ import typer
 from standpipe.cli import (
     ack,
     archive,
+    bench,
     claim,
     dead,
     demo,
@@ -75,8 +76,11 @@ app.command(
 app.command(
     "tail", short_help="Print a stream's events; nothing is consumed.", epilog=tail.EXAMPLE
 )(tail.tail)
-app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
+app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
+)
+app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(
+    bench.bench
 )
 app.command(
     "doctor", short_help="What is wrong, why it matters, what mends it.", epilog=doctor.EXAMPLE

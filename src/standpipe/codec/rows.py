@@ -17,7 +17,7 @@ from standpipe.codec.table import readers_table
 from standpipe.codec.values import ENCODING_FAILED, VALUE_TYPES, name_culprit
 from standpipe.errors import DecodeError
 from standpipe.event import Event
-from standpipe.limits import TIME_MS_MAX, TIME_MS_MIN
+from standpipe.limits import ROWS_ZSTD_LEVEL, TIME_MS_MAX, TIME_MS_MIN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ def encode_rows(events: Sequence[Event], *, compress: bool = True) -> bytes:
         FieldError: a value cannot be encoded.
     """
     try:
-        return pack(_to_msgpack(events), compress)
+        return pack(_to_msgpack(events), compress, ROWS_ZSTD_LEVEL)
     except (*ENCODING_FAILED, RecursionError) as error:
         name_culprit(events, error)
 
@@ -75,7 +75,7 @@ def rows_payload(count: int, parts: Iterable[bytes], *, compress: bool = True) -
         parts: From :func:`rows_part`, in order.
         compress: As in :func:`encode_rows`.
     """
-    return pack(b"".join((_header(count), *parts)), compress)
+    return pack(b"".join((_header(count), *parts)), compress, ROWS_ZSTD_LEVEL)
 
 
 def _header(count: int) -> bytes:
