@@ -16,6 +16,7 @@ StandpipeError
 ├── EventTypeError              an event that is not of the type that the handler takes
 ├── StreamError                 the stream is not what the caller takes it for
 │   ├── StreamNotFoundError     nothing stands at the key
+│   ├── NotKeptError            nothing as old as what is asked for is kept any more
 │   ├── WrongTypeError          the key holds something else than a stream
 │   ├── GroupNotFoundError      the group is not there (any more)
 │   ├── LetterNotFoundError     the dead letter is not there (any more)
@@ -249,6 +250,23 @@ class StreamNotFoundError(StreamError):
     """Nothing stands at the stream's key."""
 
     default_hint = "Check the name and the URL, or send an event first: that creates the stream."
+
+
+class NotKeptError(StreamError):
+    """What is asked for is older than anything that is kept: it was trimmed.
+
+    Args:
+        oldest: The oldest entry there is, an EventId; None: there is none.
+    """
+
+    default_hint = (
+        "Ask for that time or a later one, or pass --from-oldest (from_oldest=True) to begin with "
+        "what there is."
+    )
+
+    def __init__(self, message: str, *, oldest: Any = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.oldest = oldest
 
 
 class WrongTypeError(StreamError):

@@ -413,6 +413,19 @@ ARCHIVE_LOOKS_MAX: Final = 5
 """Listings of an archive until nothing vanishes from one to the next. A second one does, unless
 files are being put together right then."""
 
+# --- reading and replaying ------------------------------------------------------------------------
+
+GAPS_KEPT_MAX: Final = 1_000
+"""Gaps that a reader remembers one by one; the others it counts. A stream that is trimmed under it
+could give one per page."""
+
+REPLAY_AHEAD_SHARDS_MAX: Final = 8
+"""Up to so many shards the archive's next table is read while the last one is used. A table holds a
+row group, 32 MB at most, so beyond that one per shard has to do."""
+
+REPLAY_BATCH_ROWS: Final = 16_384
+"""Events of the archive that become Python objects together: some ten megabytes."""
+
 # --- embedded server -----------------------------------------------------------------------------
 
 SERVER_PORT: Final = 6390
