@@ -564,9 +564,17 @@ class ArchiveDamagedError(ArchiveError):
 
 
 class ArchiveInUseError(ArchiveError):
-    """Another process archives the shard."""
+    """Another process archives the shard.
+
+    Args:
+        left_ms: For how long it has it, at least, ms.
+    """
 
     default_hint = "Wait until it ends; of one that died the lease is over within seconds."
+
+    def __init__(self, message: str, *, left_ms: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.left_ms = left_ms
 
 
 # --- the server and the way to it ----------------------------------------------------------------

@@ -409,6 +409,17 @@ ARCHIVE_FOLDER_STEM_BYTES_MAX: Final = 200
 """Bytes of a stream's name in the name of an archive file, where three entry IDs and a digest take
 up to 170, and of its folder; most file systems end at 255."""
 
+ARCHIVE_PAGE_BYTES: Final = 4 * 1024 * 1024
+ARCHIVE_PAGE_ENTRIES_MAX: Final = 2_048
+"""What an archiver asks of the server at once, in bytes of entries and in entries: the server does
+nothing else meanwhile, for some milliseconds."""
+
+ARCHIVE_EVERY_MS: Final = 60_000
+ARCHIVE_EVERY_MS_MIN: Final = 1_000
+"""How often an archiver that follows a stream archives what is new. Each time makes a file per
+shard, until those of an hour are put together: more often means more and smaller files, and more
+rarely more memory in use on the server."""
+
 ARCHIVE_LOOKS_MAX: Final = 5
 """Listings of an archive until nothing vanishes from one to the next. A second one does, unless
 files are being put together right then."""

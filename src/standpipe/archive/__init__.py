@@ -2,10 +2,14 @@
 
 names.py says what files are called and which of them count, fields.py turns events into columns
 and back, file.py is one file, place.py where files are kept, and reading.py reads them.
+gathering.py makes drafts of files out of entries, history.py finds where the archive of a shard
+goes on, lease.py sees to it that one process does, and archiver.py does it; merging.py puts small
+files together.
 """
 
 from __future__ import annotations
 
+from standpipe.archive.archiver import Archiver, ArchiverStats
 from standpipe.archive.fields import column_of, field_of
 from standpipe.archive.file import ArchivedTable, FileInfo, Undecodable
 from standpipe.archive.names import ArchiveFile
@@ -15,6 +19,8 @@ __all__ = [
     "Archive",
     "ArchiveFile",
     "ArchivedTable",
+    "Archiver",
+    "ArchiverStats",
     "Bound",
     "FileInfo",
     "Undecodable",

@@ -151,14 +151,15 @@ def _cells(name: str, rows: list[Mapping[str, FieldValue]], present: int) -> Cel
     of: dict[Kind, pa.Array] = {}
     for kind in types:
         own = values if len(types) == 1 else [v if type(v) is kind else None for v in values]
-        of |= _typed(_KIND_OF[kind], own)
+        of |= typed_arrays(_KIND_OF[kind], own)
     valid = sum(len(array) - array.null_count for array in of.values())
     if valid == present:
         return Cells(of)
     return Cells(of, pa.array([value is None and name in row for value, row in zip(values, rows)]))  # noqa: B905
 
 
-def _typed(kind: Kind, values: list[Any]) -> dict[Kind, pa.Array]:
+def typed_arrays(kind: Any, values: list[Any]) -> dict[Kind, pa.Array]:
+    """Values of one type, None among them; ints beyond 64 bits stand apart from the others."""
     import pyarrow as pa
 
     types = arrow_types()
@@ -442,6 +443,11 @@ _FROM_MARK: Final[Mapping[str, Callable[[Any], FieldValue]]] = {
 }
 
 
+def value_of(mark: str, value: Any) -> FieldValue:
+    """What a marked cell stands for."""
+    return _FROM_MARK[mark](value)
+
+
 def exact_values(array: pa.Array | pa.ChunkedArray, spec: FieldSpec) -> list[FieldValue]:
     """The values of a column as they were, but for those that are marked; None where it is null."""
     import pyarrow as pa
@@ -493,7 +499,7 @@ def events_of(
         row: Any = event.fields
         for name, mark in parsed[text].items():
             if name in fields:
-                row[name] = _FROM_MARK[mark](row.get(name))
+                row[name] = value_of(mark, row.get(name))
     return events
 
 
