@@ -47,19 +47,20 @@ class Kept(NamedTuple):
     deleted: EventId | None
     """The highest one that was deleted by XDEL, if any was."""
     cursor: EventId | None
-    """Up to where it is archived, if it is."""
+    """Up to where it is archived, if anything is."""
 
     @classmethod
     def parse(cls, reply: Sequence[Any]) -> Kept:
         length, first, newest, added, deleted, cursor = reply
         highest = entry_of(deleted) if deleted else BEGIN
+        archived = entry_of(cursor) if cursor else BEGIN
         return cls(
             length,
             entry_of(first) if first else None,
             entry_of(newest),
             None if added < 0 else added,
             highest if highest > BEGIN else None,
-            entry_of(cursor) if cursor else None,
+            archived if archived > BEGIN else None,
         )
 
     @property
