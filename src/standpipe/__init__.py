@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from standpipe import datasets, errors, groups, sync
+    from standpipe import datasets, errors, groups, replay, sync
     from standpipe.deadletter import DeadLetters, Selection
     from standpipe.errors import StandpipeError
     from standpipe.event import Batch, Event, EventId
@@ -42,6 +42,7 @@ __all__ = [
     "datasets",
     "errors",
     "groups",
+    "replay",
     "sync",
 ]
 
@@ -62,7 +63,7 @@ _HOMES = {
     "Stream": "stream",
     "Worker": "worker",
 }
-_MODULES = ("datasets", "errors", "groups", "sync")
+_MODULES = ("datasets", "errors", "groups", "replay", "sync")
 
 
 def __getattr__(name: str) -> Any:

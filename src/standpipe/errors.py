@@ -53,6 +53,10 @@ StandpipeError
 │   ├── ArchiveUnusableError    the folder or the rights on it do not do
 │   ├── ArchiveDamagedError     a file is not what was written
 │   └── ArchiveInUseError       another process archives the shard
+├── ReplayError                 a replay into a file or another stream
+│   ├── ReplayFileError         the file cannot be written
+│   ├── ReplayInUseError        another process replays under that name
+│   └── ReplayLostError         what was to be sent again is not kept any more
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -575,6 +579,34 @@ class ArchiveInUseError(ArchiveError):
     def __init__(self, message: str, *, left_ms: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.left_ms = left_ms
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+class ReplayError(StandpipeError):
+    """A replay could not be carried out."""
+
+
+class ReplayFileError(ReplayError):
+    """The file of a replay cannot be written: disk full, rights, no such folder. None was made."""
+
+    default_hint = "Give the path of a file in a folder with free space that this user may write."
+
+
+class ReplayInUseError(ReplayError):
+    """Another process replays into the stream under the same name."""
+
+    default_hint = "Wait until it ends, or give this replay another name with --name."
+
+
+class ReplayLostError(ReplayError):
+    """A replay was interrupted, and the events that it was sending are not kept any more: which of
+    them have arrived cannot be told."""
+
+    default_hint = (
+        "Look at the end of the target stream, and begin anew with another --name and --from."
+    )
 
 
 # --- the server and the way to it ----------------------------------------------------------------

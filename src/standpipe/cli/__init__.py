@@ -15,6 +15,7 @@ from standpipe.cli import (
     demo,
     group,
     pending,
+    replay,
     send,
     spool,
     status,
@@ -71,6 +72,11 @@ app.command(
 app.command(
     "tail", short_help="Print a stream's events; nothing is consumed.", epilog=tail.EXAMPLE
 )(tail.tail)
+app.command(
+    "replay",
+    short_help="Replay archived and live events into a file or stream.",
+    epilog=replay.EXAMPLE,
+)(replay.replay)
 app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
     status.status
 )

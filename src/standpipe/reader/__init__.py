@@ -8,8 +8,19 @@ of them what is asked for. reader.py is the Reader.
 
 from __future__ import annotations
 
-from standpipe.reader.kept import Gap
-from standpipe.reader.points import Point, id_before, parse_point
+from standpipe.reader.kept import Gap, Kept
+from standpipe.reader.points import SEQ_MAX, Point, id_before, parse_point, shown_point
 from standpipe.reader.reader import Reader
+from standpipe.reader.source import read_kept
 
-__all__ = ["Gap", "Point", "Reader", "id_before", "parse_point"]
+__all__ = [
+    "SEQ_MAX",
+    "Gap",
+    "Kept",
+    "Point",
+    "Reader",
+    "id_before",
+    "parse_point",
+    "read_kept",
+    "shown_point",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple, cast
 
-from standpipe.clock import parse_time
+from standpipe.clock import format_time, parse_time
 from standpipe.event import Batch, EventId
 
 Point = str | int | EventId
@@ -120,3 +120,13 @@ def id_before(point: str) -> bytes:
     if seq or not ms:
         return b"%d-%d" % (ms, max(0, seq - 1))
     return b"%d-%d" % (ms - 1, SEQ_MAX)
+
+
+def shown_point(event: EventId | None) -> str:
+    """A point for people: the time, and the entry if it is one."""
+    if event is None:
+        return "nothing"
+    try:
+        return f"{format_time(event.ms)} ({event.entry})"
+    except (ValueError, OverflowError, OSError):
+        return event.entry

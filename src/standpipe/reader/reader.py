@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from standpipe.archive import Archive, ArchivedTable
-from standpipe.clock import format_time
 from standpipe.errors import ArchiveNotFoundError, ConfigError, NotKeptError
 from standpipe.event import Batch, Event, EventId
 from standpipe.limits import ARCHIVE_READ_ROWS, REPLAY_AHEAD_SHARDS_MAX, REPLAY_BATCH_ROWS
@@ -24,7 +23,7 @@ from standpipe.reader.following import followed
 from standpipe.reader.kept import Gap, Kept
 from standpipe.reader.merging import merged_batches, merged_tables
 from standpipe.reader.pace import Pace, PaceBy, Speed
-from standpipe.reader.points import BEGIN, Bounds, Point, first_event, last_event
+from standpipe.reader.points import BEGIN, Bounds, Point, first_event, last_event, shown_point
 from standpipe.reader.selecting import Choice
 from standpipe.reader.source import Findings, Source, Way, read_kept, retried
 from standpipe.stream import Stream
@@ -117,6 +116,10 @@ class Reader:
         """Between which entry times, ms, there is something to read, as far as it is there at the
         beginning; None before that, or if there is nothing."""
         self._findings = Findings(stream.name, on_gap)
+        self._options: dict[str, Any] = {
+            "follow": follow, "archive": archive, "keys": keys, "fields": fields, "speed": speed,
+            "pace_by": pace_by, "from_oldest": from_oldest,
+        }  # fmt: skip
         self._follow = follow
         self._is_from_now = isinstance(start, str) and start.strip() == "$"
         self._bounds = Bounds(BEGIN if self._is_from_now else first_event(start), last_event(end))
@@ -127,6 +130,40 @@ class Reader:
         self._from_oldest = from_oldest
         self._after = dict(after or {})
         self._until = None if until is None else dict(until)
+
+    def resumed(
+        self,
+        *,
+        after: Mapping[int, EventId],
+        start: EventId | None = None,
+        end: EventId | None = None,
+        until: Mapping[int, EventId] | None = None,
+    ) -> Reader:
+        """A reader as this one, that goes on elsewhere; gaps and ``undecodable`` are shared.
+
+        Args:
+            after, until: As for a new one. With ``until`` it does not follow.
+            start: Of shards that are not in ``after``; default: this one's.
+            end: Default: this one's.
+        """
+        options: dict[str, Any] = {**self._options, "follow": self._follow and until is None}
+        found = Reader(self.stream, after=after, until=until, **options)
+        found._bounds = Bounds(
+            self._bounds.start if start is None else start, self._bounds.end if end is None else end
+        )
+        found._is_from_now = self._is_from_now and not after
+        found._findings = self._findings
+        return found
+
+    @property
+    def bounds(self) -> Bounds:
+        """The first and the last event that are wanted."""
+        return self._bounds
+
+    @property
+    def is_following(self) -> bool:
+        """Whether it goes on with what is added later."""
+        return self._follow
 
     @property
     def undecodable(self) -> int:
@@ -336,8 +373,8 @@ class Reader:
         places: list[str] = []
         if self._archive is not None:
             where = getattr(getattr(self._archive, "place", None), "shown", self._archive)
-            places.append(f"the archive {where} begins at {_shown(old)}")
-        places.append(f"the live stream begins at {_shown(live)}")
+            places.append(f"the archive {where} begins at {shown_point(old)}")
+        places.append(f"the live stream begins at {shown_point(live)}")
         cursors = [each.cursor for each in kept.values() if each.cursor is not None]
         hint = None
         if self._archive is None and cursors:
@@ -346,7 +383,7 @@ class Reader:
                 "for that time or a later one, or pass --from-oldest (from_oldest=True)."
             )
         return NotKeptError(
-            f"nothing of stream {self.stream.name!r} as old as {_shown(start)} is kept any more: "
+            f"stream {self.stream.name!r} has nothing as old as {shown_point(start)} any more: "
             + ", ".join(places),
             oldest=min((each for each in (live, old) if each is not None), default=None),
             hint=hint,
@@ -411,16 +448,6 @@ def _side_by_side(
 
 def _oldest(kept: Kept, archived: _Archived | None) -> EventId | None:
     return kept.first if archived is None else archived.first
-
-
-def _shown(event: EventId | None) -> str:
-    """A point for people: the time, and the entry if it is one."""
-    if event is None:
-        return "nothing"
-    try:
-        return f"{format_time(event.ms)} ({event.entry})"
-    except (ValueError, OverflowError, OSError):
-        return event.entry
 
 
 def _paced(batch: Batch, pace: Pace, by: PaceBy) -> list[tuple[Batch, int]]:
