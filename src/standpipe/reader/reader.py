@@ -10,6 +10,7 @@ Nothing is consumed: a reader has no place in any group and acknowledges nothing
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -30,6 +31,9 @@ from standpipe.stream import Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+log: Final = logging.getLogger("standpipe.reader")
 
 
 class Reader:
@@ -358,8 +362,12 @@ class Reader:
         if not lacking:
             return
         is_older_there = any(each is not None and each[:2] <= start[:2] for each in oldest.values())
-        if not is_older_there and not self._from_oldest:
-            raise self._not_kept(kept, archived)
+        if not is_older_there:
+            if not self._from_oldest:
+                raise self._not_kept(kept, archived)
+            # Asked for: it is no gap then.
+            log.warning("%s: %s", self.stream.name, self._not_kept(kept, archived))
+            return
         for shard in lacking:
             after = start._replace(index=0)
             self._findings.add_gap(Gap(shard, after, oldest[shard], None, "trimmed"))
