@@ -101,9 +101,21 @@ def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _table(entries: Sequence[Entry]) -> pa.Table:
-    if len(entries) == 1:
-        return entries[0].table()
-    return readers_table([event for entry in entries for event in entry.events()])
+    """Entries as key, time and the columns of fields, under the names that an archive gives them."""
+    if len(entries) == 1 and isinstance(entries[0], ColumnsEntry):
+        table = entries[0].table()
+        return table.rename_columns(
+            [*table.column_names[:2], *map(column_of, table.column_names[2:])]
+        )
+    events = [event for entry in entries for event in entry.events()]
+    names = set[str]().union(*(event.fields for event in events))
+    new = {name: column_of(name) for name in names if column_of(name) != name}
+    if new:
+        events = [
+            Event(e.key, e.time, {new.get(name, name): v for name, v in e.fields.items()})
+            for e in events
+        ]
+    return readers_table(events)
 
 
 class _Run:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from standpipe.archive import column_of
 from standpipe.archive.fields import EXACT_MAX, FieldSpec, as_type, kind_of, spec_type, unified
 from standpipe.errors import DecodeError
 from standpipe.event import Batch
@@ -25,7 +24,8 @@ Specs = Mapping[str, FieldSpec]
 
 
 def with_ids(table: pa.Table, batch: Batch) -> pa.Table:
-    """A batch's table of key, time and fields, with columns that say where each event stands."""
+    """A batch's table of key, time and columns of fields, with those that say where each event
+    stands."""
     import pyarrow as pa
 
     entries = batch.entries
@@ -40,7 +40,7 @@ def with_ids(table: pa.Table, batch: Batch) -> pa.Table:
         "time": table.column("time"),
     }
     for name in table.column_names[2:]:
-        columns[column_of(name)] = table.column(name)
+        columns[name] = table.column(name)
     return pa.table(columns)
 
 
