@@ -9,10 +9,11 @@ begins behind the last file that is there; what was read and not written is read
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -25,22 +26,22 @@ from standpipe.archive.lease import (
     CursorGoneError,
     Lease,
     LeaseLostError,
+    commit,
     new_owner,
     renewed,
     take,
 )
 from standpipe.archive.merging import clean, merge_small
-from standpipe.archive.names import file_path, resolve, stem_of
-from standpipe.archive.place import owner_name
+from standpipe.archive.names import file_path, resolve
 from standpipe.archive.reading import Archive
-from standpipe.errors import ArchiveInUseError, ConfigError, StandpipeError
+from standpipe.errors import ArchiveDamagedError, ArchiveInUseError, ConfigError, StandpipeError
 from standpipe.event import EventId
 from standpipe.limits import (
     ARCHIVE_EVERY_MS,
     ARCHIVE_EVERY_MS_MIN,
     ARCHIVE_FILE_ROWS_MAX,
-    ARCHIVE_FILE_STEM_BYTES_MAX,
     LEASE_MS,
+    LEASE_MS_MIN,
 )
 from standpipe.policy import handler_backoff_ms
 from standpipe.stream import Stream
@@ -73,6 +74,7 @@ class Archiver:
         every_ms: With ``follow``: how often what is new is archived, at least 1 s; default 60 s.
         rows_max: Events per file, at most, but for a larger entry.
         merge: Whether the files of an hour that is over are put together.
+        lease_ms: How long a shard stays with an archiver that is not heard of any more.
 
     Raises:
         ConfigError: a number is too small.
@@ -92,6 +94,7 @@ class Archiver:
         every_ms: int = ARCHIVE_EVERY_MS,
         rows_max: int = ARCHIVE_FILE_ROWS_MAX,
         merge: bool = True,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         if every_ms < ARCHIVE_EVERY_MS_MIN:
             raise ConfigError(
@@ -99,6 +102,8 @@ class Archiver:
             )
         if rows_max < 1:
             raise ConfigError(f"rows_max is {rows_max}", hint="It is at least 1.")
+        if lease_ms < LEASE_MS_MIN:
+            raise ConfigError(f"lease_ms is {lease_ms}", hint=f"It is at least {LEASE_MS_MIN} ms.")
         self.stream: Final = stream
         self.archive: Final = archive
         self.stats: Final = ArchiverStats()
@@ -106,6 +111,7 @@ class Archiver:
         self._every_ms: Final = every_ms
         self._rows_max: Final = rows_max
         self._merge: Final = merge
+        self._lease_ms: Final = lease_ms
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -190,6 +196,31 @@ class Archiver:
         except TimeoutError:
             return
 
+    async def merge(self, *, everything: bool = False) -> int:
+        """Put small files together; how many were.
+
+        Args:
+            everything: Those of the newest hour as well, to which more may be added.
+
+        Raises:
+            ArchiveInUseError: another process archives a shard.
+            ArchiveError, ServerError: as :meth:`run`.
+        """
+        for shard in await asyncio.to_thread(self.archive.shards, self.stream.name):
+            lease = await take(self.stream, shard, self.owner, self._lease_ms)
+            try:
+                async with renewed(lease):
+                    chains = await asyncio.to_thread(self.archive.chains, self.stream.name)
+                    await asyncio.to_thread(clean, self.archive, chains[shard])
+                    self.stats.merged += await merge_small(
+                        self.archive, self.stream.name, lease, everything=everything
+                    )
+            except LeaseLostError:
+                raise _taken_over(self.stream, shard) from None
+            finally:
+                await self._let_go(lease, 0)
+        return self.stats.merged
+
     # --- one turn --------------------------------------------------------------------------------
 
     async def turn(self, shard: int, *, keep_ms: int = 0) -> None:
@@ -203,16 +234,14 @@ class Archiver:
             ArchiveInUseError: another process has it.
             ArchiveError, ServerError: as :meth:`run`.
         """
-        lease = await take(self.stream, shard, self.owner)
+        lease = await take(self.stream, shard, self.owner, self._lease_ms)
         try:
             async with renewed(lease):
                 await self._turn(lease)
         except LeaseLostError:
             # Whoever has it goes on from the files. This process was not heard of for too long.
             log.warning("shard %d was taken over by another process", shard)
-            raise ArchiveInUseError(
-                f"shard {shard} of stream {self.stream.name!r} was taken over", left_ms=LEASE_MS
-            ) from None
+            raise _taken_over(self.stream, shard) from None
         except BaseException:
             await self._let_go(lease, 0)
             raise
@@ -230,11 +259,11 @@ class Archiver:
 
     async def _turn(self, lease: Lease) -> None:
         shard, stream = lease.shard, self.stream
-        stem = stem_of(stream.name, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await asyncio.to_thread(self.archive.place.clear, owner_name(stem, shard))
+        await asyncio.to_thread(self.archive.place.clear, lease.mark)
         chains = await asyncio.to_thread(self.archive.chains, stream.name)
         chain = chains.get(shard) or resolve(())
-        await asyncio.to_thread(clean, self.archive, chain)
+        with self._saying_damage():
+            await asyncio.to_thread(clean, self.archive, chain)
         position = await find_position(stream, shard, self.archive, chain)
         for text in position.said:
             self._say(text)
@@ -242,7 +271,8 @@ class Archiver:
         try:
             await self._read(lease, position)
             if self._merge and not self._stop.is_set():
-                self.stats.merged += await merge_small(self.archive, stream.name, lease)
+                with self._saying_damage():
+                    self.stats.merged += await merge_small(self.archive, stream.name, lease)
         except CursorGoneError:
             self._say(
                 f"the archive cursor of shard {shard} is gone: it was detached, or the server lost "
@@ -299,11 +329,7 @@ class Archiver:
             last=last,
             content=content,
         )
-        stem = stem_of(draft.stream, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await lease.confirm()
-        await asyncio.to_thread(
-            self.archive.place.store, path, content, owner_name(stem, draft.shard)
-        )
+        await commit(lease, self.archive.place, path, content)
         self.stats.files += 1
         self.stats.entries += info.entries
         self.stats.events += info.events
@@ -311,9 +337,22 @@ class Archiver:
         self.stats.bytes += len(content)
         await lease.set_cursor(last)
 
+    @contextlib.contextmanager
+    def _saying_damage(self) -> Generator[None]:
+        """Older files that are damaged must not keep new events from being archived."""
+        try:
+            yield
+        except ArchiveDamagedError as error:
+            self._say(f"{error.message} ({error.hint})")
+
     def _say(self, text: str) -> None:
         log.warning("%s", text)
         self.stats.said.append(text)
+
+
+def _taken_over(stream: Stream, shard: int) -> ArchiveInUseError:
+    text = f"shard {shard} of stream {stream.name!r} was taken over by another process"
+    return ArchiveInUseError(text, left_ms=LEASE_MS)
 
 
 def _shuffled(shards: Iterable[int]) -> list[int]:

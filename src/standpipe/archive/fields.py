@@ -3,8 +3,8 @@
 A column of a file has one type, a field need not: what a cell does not say stands in ``marks``, a
 JSON object per row, mostly null. It names the fields of that row whose value was of another type
 than an unmarked cell of its column (``"int"``, ``"float"``, ``"bool"``, ``"text"``, ``"bytes"``),
-and those that were there as None (``"none"``): a cell that is null without a mark is a field that
-the event did not have.
+and says of a null whether the field was there as None (``"none"``) or not at all (``"missing"``),
+where that is not what most nulls of the column are.
 
 The type of a column in a file:
 
@@ -20,11 +20,12 @@ The type of a column in a file:
 # pyright: reportUnknownParameterType=false, reportUnknownLambdaType=false
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -92,6 +93,11 @@ class Cells:
         self.nones = nones
         """Where it is there as None; None: nowhere."""
 
+    @property
+    def valid(self) -> int:
+        """In how many rows it has a value."""
+        return sum(len(array) - array.null_count for array in self.of.values())
+
 
 class Part:
     """Some entries of a shard in a row, as columns."""
@@ -152,10 +158,12 @@ def _cells(name: str, rows: list[Mapping[str, FieldValue]], present: int) -> Cel
     for kind in types:
         own = values if len(types) == 1 else [v if type(v) is kind else None for v in values]
         of |= typed_arrays(_KIND_OF[kind], own)
-    valid = sum(len(array) - array.null_count for array in of.values())
-    if valid == present:
-        return Cells(of)
-    return Cells(of, pa.array([value is None and name in row for value, row in zip(values, rows)]))  # noqa: B905
+    cells = Cells(of)
+    if cells.valid < present:
+        cells.nones = pa.array(
+            [value is None and name in row for value, row in zip(values, rows, strict=True)]
+        )
+    return cells
 
 
 def typed_arrays(kind: Any, values: list[Any]) -> dict[Kind, pa.Array]:
@@ -257,6 +265,8 @@ class FieldSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of ``number``: what an unmarked whole value is."""
     is_large: bool = False
     """Of ``int``: some are beyond ±2**53."""
+    nulls: Literal["missing", "none"] = "missing"
+    """What an unmarked null is: a field that is not there, or one that is None."""
 
 
 def merge_fields(
@@ -273,14 +283,45 @@ def merge_fields(
     marks: list[list[tuple[str, str, pa.Array]]] = [[] for _ in parts]
     for name in names:
         cells = [part.cells.get(name) for part in parts]
-        for found, cell in zip(marks, cells, strict=True):
-            if cell is not None and cell.nones is not None:
-                found.append((name, "none", cell.nones))
-        specs[name], arrays = _merged(name, cells, parts, marks)
+        nulls = _mark_nulls(name, cells, parts, marks)
+        spec, arrays = _merged(name, cells, parts, marks)
+        specs[name] = msgspec.structs.replace(spec, nulls=nulls)
         if arrays is not None:
             columns[name] = arrays
     texts = [_mark_texts(part, found) for part, found in zip(parts, marks, strict=True)]
     return specs, columns, texts
+
+
+def _mark_nulls(
+    name: str,
+    cells: list[Cells | None],
+    parts: Sequence[Part],
+    marks: list[list[tuple[str, str, pa.Array]]],
+) -> Literal["missing", "none"]:
+    """Mark the fewer of the nulls of a field; what the others are."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    nones = missing = 0
+    for cell, part in zip(cells, parts, strict=True):
+        own = 0 if cell is None or cell.nones is None else pc.sum(cell.nones).as_py() or 0
+        nones += own
+        missing += part.rows - own - (0 if cell is None else cell.valid)
+    if nones <= missing:
+        for found, cell in zip(marks, cells, strict=True):
+            if cell is not None and cell.nones is not None:
+                found.append((name, "none", cell.nones))
+        return "missing"
+    if missing:
+        for found, cell, part in zip(marks, cells, parts, strict=True):
+            if cell is None:
+                found.append((name, "missing", pa.repeat(pa.scalar(True), part.rows)))
+            else:
+                there = [array.is_valid() for array in cell.of.values()]
+                there += [] if cell.nones is None else [cell.nones]
+                mask = pc.invert(functools.reduce(pc.or_, there))
+                found.append((name, "missing", mask))
+    return "none"
 
 
 def _merged(
@@ -468,7 +509,7 @@ def events_of(
     times: list[int],
     columns: Mapping[str, list[FieldValue]],
     marks: Sequence[str | None],
-    fields: Collection[str],
+    specs: Mapping[str, FieldSpec],
 ) -> list[Event]:
     """Events out of the values of their columns.
 
@@ -476,15 +517,25 @@ def events_of(
         keys, times: One per event.
         columns: Field → its values, None where it is null.
         marks: One per event.
-        fields: Which are wanted: those of the columns, and those that are only ever None and so
-            have no column.
+        specs: Of the fields that are wanted: those of the columns, and those that are only ever
+            None and so have no column.
     """
+    # A null of the one kind is a None, of the other no field.
+    leave_out = {
+        name
+        for name, values in columns.items()
+        if specs[name].nulls == "missing" and None in values
+    }
+    nothing: list[FieldValue] = [None] * len(keys)
+    always_none = [n for n, s in specs.items() if s.kind == "null" and s.nulls == "none"]
+    columns = {**columns, **dict.fromkeys(always_none, nothing)}
     names = tuple(columns)
+    rows: Iterable[dict[str, FieldValue]]
     if not names:
-        rows: Iterable[dict[str, FieldValue]] = [{} for _ in keys]
-    elif any(None in values for values in columns.values()):
+        rows = [{} for _ in keys]
+    elif leave_out:
         rows = [
-            {name: value for name, value in zip(names, row, strict=True) if value is not None}
+            {n: v for n, v in zip(names, row, strict=True) if v is not None or n not in leave_out}
             for row in zip(*columns.values(), strict=True)
         ]
     else:
@@ -498,7 +549,9 @@ def events_of(
             parsed[text] = json.loads(text)
         row: Any = event.fields
         for name, mark in parsed[text].items():
-            if name in fields:
+            if mark == "missing":
+                row.pop(name, None)
+            elif name in specs:
                 row[name] = value_of(mark, row.get(name))
     return events
 
@@ -538,4 +591,5 @@ def as_type(array: pa.ChunkedArray, own: FieldSpec, wanted: FieldSpec) -> pa.Chu
     if wanted.kind in ("text", "bytes") and own.kind in ("int", "float", "float32", "number"):
         texts = [None if v is None else text_of(v) for v in exact_values(array, own)]
         return pa.chunked_array([pa.array(texts, type_)])
-    return array.cast(type_)
+    # Through text: there is no way from a bool straight to bytes.
+    return array.cast(pa.string()).cast(type_) if own.kind == "bool" else array.cast(type_)

@@ -28,7 +28,7 @@ from standpipe.archive.fields import (
 from standpipe.codec import block_fields, encode_rows
 from standpipe.errors import ArchiveDamagedError
 from standpipe.event import Batch, Event, EventId
-from standpipe.limits import ARCHIVE_GROUP_BYTES, ARCHIVE_GROUP_ROWS
+from standpipe.limits import ARCHIVE_DICTIONARY_BYTES, ARCHIVE_GROUP_BYTES, ARCHIVE_GROUP_ROWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -180,21 +180,20 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
     """Which columns are written through a dictionary, and how the others are."""
     import pyarrow as pa
 
-    # What repeats: keys, texts, and the marks. IDs and times rise, which deltas say shortest.
-    # Measured values hardly repeat: a dictionary of them costs a third of all the time to write,
-    # and their bytes, first with first and last with last, compress as well.
+    # IDs and times rise, which deltas say shortest. All else goes through a dictionary until that
+    # is as large as limits.py says: readings mostly have few digits, and come again.
     dictionary: list[str] = []
     encoding: dict[str, str] = {}
     for field in schema:
-        if pa.types.is_floating(field.type):
-            encoding[field.name] = "BYTE_STREAM_SPLIT"
-        elif field.name in ("shard", "marks", "raw", "key") or field.type == pa.string():
-            dictionary.append(field.name)
-        elif pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
+        if pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
             encoding[field.name] = "DELTA_BINARY_PACKED"
         elif not pa.types.is_boolean(field.type):
             dictionary.append(field.name)
-    return {"use_dictionary": dictionary, "column_encoding": encoding}
+    return {
+        "use_dictionary": dictionary,
+        "column_encoding": encoding,
+        "dictionary_pagesize_limit": ARCHIVE_DICTIONARY_BYTES,
+    }
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -409,7 +408,7 @@ class ArchivedTable:
         keys: list[str | None] = rows.column("key").to_pylist()
         times: list[int] = rows.column("time").cast(pa.int64()).to_pylist()
         marks: list[str | None] = rows.column("marks").to_pylist()
-        return events_of(keys, times, columns, marks, frozenset(fields))
+        return events_of(keys, times, columns, marks, {name: self._own[name] for name in fields})
 
     def ids(self) -> list[EventId]:
         """The event IDs, parallel to :meth:`events`."""
@@ -424,9 +423,10 @@ class ArchivedTable:
             for at, each in enumerate(ids)
             if not at or (each.ms, each.seq, each.index - 1) != ids[at - 1]
         ]
+        ends = [*starts, len(ids)][1:]
         entries = [
             _Entry(ids[start], stop - start, self, start)
-            for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)
+            for start, stop in zip(starts, ends, strict=True)
         ]
         return Batch(entries, stream=self.stream, shard=self.shard)
 

@@ -11,10 +11,12 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Final
 
+from standpipe.archive.names import stem_of
+from standpipe.archive.place import Place
 from standpipe.errors import ArchiveInUseError, StandpipeError
 from standpipe.event import EventId
 from standpipe.keyspace import side_key
-from standpipe.limits import LEASE_MS, RENEWALS_PER_IDLE
+from standpipe.limits import ARCHIVE_FILE_STEM_BYTES_MAX, LEASE_MS, RENEWALS_PER_IDLE
 from standpipe.stream import Stream
 from standpipe.wire import script
 
@@ -37,11 +39,18 @@ class CursorGoneError(Exception):
 class Lease:
     """A shard's lease, held by this process as far as it knows."""
 
-    def __init__(self, stream: Stream, shard: int, owner: str, fence: int) -> None:
+    def __init__(self, stream: Stream, shard: int, owner: str, fence: int, ms: int) -> None:
         self.fence: Final = fence
+        self.ms: Final = ms
+        """How long it lasts without being renewed."""
         self.shard: Final = shard
         self._stream = stream
         self._owner = owner
+
+    @property
+    def mark(self) -> str:
+        """Whose files are that are being written: those of this shard."""
+        return f"{stem_of(self._stream.name, ARCHIVE_FILE_STEM_BYTES_MAX)}.{self.shard}"
 
     async def confirm(self) -> None:
         """Renew it.
@@ -51,7 +60,7 @@ class Lease:
             ServerError: the server cannot be reached or refuses.
         """
         owner, fence, _ = await _call(
-            self._stream, self.shard, "renew", self._owner, self.fence, LEASE_MS
+            self._stream, self.shard, "renew", self._owner, self.fence, self.ms
         )
         if (owner, fence) != (self._owner, self.fence):
             raise LeaseLostError
@@ -68,7 +77,7 @@ class Lease:
         done: int = await self._stream.server.run(
             script("archived"),
             (key, f"{key}:lasts", self._stream.archived_key(self.shard)),
-            self._owner, self.fence, LEASE_MS, at.entry, int(is_new),
+            self._owner, self.fence, self.ms, at.entry, int(is_new),
         )  # fmt: skip
         if done == 0:
             raise LeaseLostError
@@ -104,19 +113,37 @@ async def look(stream: Stream, shard: int) -> tuple[str, int]:
     return owner, left_ms
 
 
-async def take(stream: Stream, shard: int, owner: str) -> Lease:
+async def take(stream: Stream, shard: int, owner: str, ms: int = LEASE_MS) -> Lease:
     """Take a shard's lease.
 
     Raises:
         ArchiveInUseError: it is another's; ``left_ms`` says how long at least.
         ServerError: the server cannot be reached or refuses.
     """
-    found, fence, left_ms = await _call(stream, shard, "take", owner, 0, LEASE_MS)
+    found, fence, left_ms = await _call(stream, shard, "take", owner, 0, ms)
     if found != owner:
         raise ArchiveInUseError(
             f"shard {shard} of stream {stream.name!r} is archived by {found}", left_ms=left_ms
         )
-    return Lease(stream, shard, owner, fence)
+    return Lease(stream, shard, owner, fence, ms)
+
+
+async def commit(lease: Lease, place: Place, path: str, content: bytes) -> None:
+    """Make a file of a shard count, if the lease is still held.
+
+    Should it be lost in just this moment, the file counts all the same: it holds what the other
+    process archives as well, and names tell which of the two is read.
+
+    Raises:
+        LeaseLostError: it is another's; the file does not count.
+        ArchiveError, ServerError: the place or the server refuses or is out of reach.
+    """
+    await lease.confirm()
+    try:
+        await asyncio.to_thread(place.store, path, content, lease.mark)
+    except FileNotFoundError:
+        # Whoever has the shard by now has removed what was unfinished.
+        raise LeaseLostError from None
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +155,7 @@ async def renewed(lease: Lease) -> AsyncGenerator[None]:
 
     async def renew() -> None:
         while True:
-            await asyncio.sleep(LEASE_MS / RENEWALS_PER_IDLE / 1000)
+            await asyncio.sleep(lease.ms / RENEWALS_PER_IDLE / 1000)
             try:
                 await lease.confirm()
             except LeaseLostError:

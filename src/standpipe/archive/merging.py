@@ -32,22 +32,19 @@ from standpipe.archive.fields import (
     value_of,
 )
 from standpipe.archive.file import Draft, FileInfo, build
-from standpipe.archive.lease import Lease
+from standpipe.archive.lease import Lease, commit
 from standpipe.archive.names import (
     Chain,
     Piece,
     digest_of,
     file_path,
     resolve,
-    stem_of,
 )
-from standpipe.archive.place import owner_name
 from standpipe.archive.reading import Archive
 from standpipe.errors import ArchiveDamagedError
 from standpipe.limits import (
     ARCHIVE_FILE_BYTES_MAX,
     ARCHIVE_FILE_ROWS_MAX,
-    ARCHIVE_FILE_STEM_BYTES_MAX,
 )
 
 if TYPE_CHECKING:
@@ -116,9 +113,7 @@ async def merge_small(
     merged = 0
     for group in await asyncio.to_thread(_groups, archive, chain, everything):
         path, content = await asyncio.to_thread(_merged, archive, group)
-        stem = stem_of(stream, ARCHIVE_FILE_STEM_BYTES_MAX)
-        await lease.confirm()
-        await asyncio.to_thread(archive.place.store, path, content, owner_name(stem, lease.shard))
+        await commit(lease, archive.place, path, content)
         for piece in group:
             await asyncio.to_thread(archive.place.remove, piece.file.path)
         merged += len(group)
@@ -279,10 +274,12 @@ def _cells(rows: pa.Table, name: str, spec: FieldSpec, masks: dict[str, pa.Array
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    array = _array(rows, column_of(name)) if spec.kind != "null" else pa.nulls(len(rows))
     nones = masks.get("none")
-    if spec.kind == "null":
-        return Cells({}, nones)
-    array = _array(rows, column_of(name))
+    if spec.nulls == "none" and array.null_count:
+        nones = array.is_null()
+        if "missing" in masks:
+            nones = pc.and_(nones, pc.invert(masks["missing"]))
     if array.null_count == len(array):
         return Cells({}, nones)
     nothing = pa.scalar(None, array.type)
@@ -300,7 +297,7 @@ def _cells(rows: pa.Table, name: str, spec: FieldSpec, masks: dict[str, pa.Array
     of: dict[Any, pa.Array] = {}
     unmarked = array
     for mark, mask in masks.items():
-        if mark != "none":
+        if mark not in ("none", "missing"):
             of |= _marked(mark, pc.if_else(mask, array, nothing))
             unmarked = pc.if_else(mask, nothing, unmarked)
     return Cells(of | _filled(**{spec.kind: unmarked}), nones)

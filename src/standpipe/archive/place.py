@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import threading
 import uuid
 from collections.abc import Generator, Mapping
@@ -350,11 +349,3 @@ class _Ranges(io.RawIOBase):
         view[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)
-
-
-_SAFE: Final = re.compile(r"[^A-Za-z0-9_%-]")
-
-
-def owner_name(stem: str, shard: int) -> str:
-    """Whose unfinished files are which: those of a shard."""
-    return f"{_SAFE.sub('_', stem)}.{shard}"

@@ -10,6 +10,7 @@ import typer
 
 from standpipe.cli import (
     ack,
+    archive,
     claim,
     dead,
     demo,
@@ -93,6 +94,9 @@ spools.command("verify", short_help="Look for damage.", epilog=spool.VERIFY_EXAM
 spools.command("drain", short_help="Send what waits.", epilog=spool.DRAIN_EXAMPLE)(spool.drain)
 app.add_typer(spools, name="spool", short_help="Show, check or drain a producer's spool.")
 app.add_typer(group.app, name="group", short_help="Create, list, move and delete consumer groups.")
+app.add_typer(
+    archive.app, name="archive", short_help="Keep a stream's events in Parquet files, for good."
+)
 app.command(
     "pending",
     short_help="What a group has not acknowledged, and who has it.",
