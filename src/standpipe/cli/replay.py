@@ -45,6 +45,7 @@ class _Options(NamedTuple):
     format: str | None
     overwrite: bool
     name: str | None
+    again: bool
     acknowledge: str
 
 
@@ -123,6 +124,10 @@ def replay(
             show_default=False,
         ),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="With stream:NAME: once more, if it is complete."),
+    ] = False,
     acknowledge: Annotated[
         str | None,
         typer.Option(
@@ -136,7 +141,8 @@ def replay(
     order in which they were added.
 
     A file is complete or not there. Into a stream, a replay that was interrupted goes on where it
-    was when the same command is started again, and adds no event twice. group:NAME makes a group
+    was when the same command is started again, and adds no event twice; one that is complete does
+    nothing for a day, unless --again is given. group:NAME makes a group
     that begins there, for workers.
 
     The exit code is 1 when something is missing: entries that were trimmed before they could be
@@ -148,7 +154,7 @@ def replay(
     settings = settings_from(url=url, acknowledge=acknowledge)
     options = _Options(
         stream, start, end, to, archive, key, field, speed, pace_by, follow, from_oldest, format,
-        overwrite, name, settings.acknowledge,
+        overwrite, name, again, settings.acknowledge,
     )  # fmt: skip
     if to.startswith("group:"):
         run_async(_make_group(options, settings, as_json=as_json))
@@ -204,6 +210,7 @@ async def _to(
             reader,
             target,
             name=options.name or _name_of(options),
+            again=options.again,
             acknowledge=options.acknowledge,
             on_progress=bar.update,
             stop=stop,
@@ -227,7 +234,7 @@ async def _reader(source: Stream, options: _Options, settings: Settings) -> Read
         start=options.start,
         end=options.end,
         follow=options.follow,
-        archive=options.archive or getattr(settings, "archive", None),
+        archive=options.archive or settings.archive,
         keys=options.keys or None,
         fields=options.fields or None,
         speed=cast("Any", speed),
@@ -299,6 +306,7 @@ def _print_facts(done: Replayed, options: _Options) -> None:
         "seconds": round(done.seconds, 3),
         "events_per_s": done.events_per_s,
         "is_complete": done.is_complete,
+        "was_complete_at": done.was_complete_at,
     }
     if options.to == "-":
         # Standard output has the events.
@@ -310,6 +318,11 @@ def _print_facts(done: Replayed, options: _Options) -> None:
 def _summary(done: Replayed, options: _Options) -> str:
     from standpipe.clock import format_time
 
+    if done.was_complete_at is not None:
+        return (
+            f"nothing to do: this replay was complete at {format_time(done.was_complete_at)}; "
+            "--again replays it once more"
+        )
     lines = [
         f"replayed {done.events:,} events to {options.to} in {done.seconds:.2f} s "
         f"({done.events_per_s:,}/s)"

@@ -20,6 +20,7 @@ from standpipe.archive import Archive, ArchivedTable
 from standpipe.errors import ArchiveNotFoundError, ConfigError, NotKeptError
 from standpipe.event import Batch, Event, EventId
 from standpipe.limits import ARCHIVE_READ_ROWS, REPLAY_AHEAD_SHARDS_MAX, REPLAY_BATCH_ROWS
+from standpipe.reader.archived import ArchivedShard, what_is_archived
 from standpipe.reader.following import followed
 from standpipe.reader.kept import Gap, Kept
 from standpipe.reader.merging import merged_batches, merged_tables
@@ -286,11 +287,12 @@ class Reader:
         shards = range(self.stream.shards) if self._until is None else sorted(self._until)
         way = way._replace(is_ahead=len(shards) <= REPLAY_AHEAD_SHARDS_MAX)
         kept = {shard: await read_kept(self.stream, shard) for shard in shards}
-        archived: dict[int, _Archived] = {}
+        archived: dict[int, ArchivedShard] = {}
         if way.archive is not None:
             archive, name = way.archive, self.stream.name
             archived = await retried(
-                self.stream, lambda: asyncio.to_thread(_what_is_archived, archive, name)
+                self.stream,
+                lambda: asyncio.to_thread(what_is_archived, archive, name, self._bounds.start),
             )
             self._require_right_archive(archive, kept, archived)
         if not self._follow and not archived:
@@ -316,7 +318,7 @@ class Reader:
     # --- what is kept ----------------------------------------------------------------------------
 
     def _require_right_archive(
-        self, archive: Archive, kept: Mapping[int, Kept], archived: Mapping[int, _Archived]
+        self, archive: Archive, kept: Mapping[int, Kept], archived: Mapping[int, ArchivedShard]
     ) -> None:
         """Raise if the stream is archived, but elsewhere: that would be left out unseen."""
         if max(archived, default=0) >= self.stream.shards:
@@ -334,7 +336,7 @@ class Reader:
                 f"of it is in {archive.place.shown}"
             )
 
-    def _note_span(self, kept: Mapping[int, Kept], archived: Mapping[int, _Archived]) -> None:
+    def _note_span(self, kept: Mapping[int, Kept], archived: Mapping[int, ArchivedShard]) -> None:
         oldest = [at for at in map(_oldest, *_side_by_side(kept, archived)) if at is not None]
         newest = [each.newest for each in kept.values()]
         newest += [each.end for each in archived.values()]
@@ -343,7 +345,9 @@ class Reader:
             last = min(self._bounds.end, max(newest))
             self.span = first.ms, max(first.ms, last.ms)
 
-    def _require_kept(self, kept: Mapping[int, Kept], archived: Mapping[int, _Archived]) -> None:
+    def _require_kept(
+        self, kept: Mapping[int, Kept], archived: Mapping[int, ArchivedShard]
+    ) -> None:
         """Say what is missing before the oldest entries, if something is.
 
         Raises:
@@ -357,7 +361,11 @@ class Reader:
             shard
             for shard in kept
             if shard not in self._after
-            and (archived[shard].lacks(start) if shard in archived else kept[shard].lacks(start))
+            and (
+                archived[shard].lacks(start, kept[shard])
+                if shard in archived
+                else kept[shard].lacks(start)
+            )
         ]
         if not lacking:
             return
@@ -373,7 +381,7 @@ class Reader:
             self._findings.add_gap(Gap(shard, after, oldest[shard], None, "trimmed"))
 
     def _not_kept(
-        self, kept: Mapping[int, Kept], archived: Mapping[int, _Archived]
+        self, kept: Mapping[int, Kept], archived: Mapping[int, ArchivedShard]
     ) -> NotKeptError:
         start = self._bounds.start
         live = min((each.first for each in kept.values() if each.first is not None), default=None)
@@ -418,43 +426,17 @@ class Reader:
             self.positions[shard] = EventId(ms, seq, index)
 
 
-class _Archived:
-    """What the archive has of a shard."""
-
-    def __init__(self, first: EventId, end: EventId, complete_behind: EventId) -> None:
-        self.first = first
-        self.end = end
-        self._complete_behind = complete_behind
-        """What was added behind this entry is there."""
-
-    def lacks(self, start: EventId) -> bool:
-        return start[:2] <= self._complete_behind[:2] and self._complete_behind > BEGIN
-
-
 def _table_of(table: ArchivedTable) -> pa.Table:
     return table.table
 
 
-def _what_is_archived(archive: Archive, stream: str) -> dict[int, _Archived]:
-    """Per shard; blocks."""
-    found: dict[int, _Archived] = {}
-    for shard, chain in archive.chains(stream).items():
-        if chain.end is None:
-            continue
-        first = min((piece.file for piece in chain.pieces), key=lambda file: file.first)
-        lost = archive.info(first).lost_before
-        behind = first.after if lost is None else max(first.after, EventId.parse(lost))
-        found[shard] = _Archived(first.first, chain.end, behind)
-    return found
-
-
 def _side_by_side(
-    kept: Mapping[int, Kept], archived: Mapping[int, _Archived]
-) -> tuple[list[Kept], list[_Archived | None]]:
+    kept: Mapping[int, Kept], archived: Mapping[int, ArchivedShard]
+) -> tuple[list[Kept], list[ArchivedShard | None]]:
     return list(kept.values()), [archived.get(shard) for shard in kept]
 
 
-def _oldest(kept: Kept, archived: _Archived | None) -> EventId | None:
+def _oldest(kept: Kept, archived: ArchivedShard | None) -> EventId | None:
     return kept.first if archived is None else archived.first
 
 

@@ -101,7 +101,7 @@ def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _table(entries: Sequence[Entry]) -> pa.Table:
-    """Entries as key, time and the columns of fields, under the names that an archive gives them."""
+    """Entries as key, time and the columns of fields, under the names that an archive gives."""
     if len(entries) == 1 and isinstance(entries[0], ColumnsEntry):
         table = entries[0].table()
         return table.rename_columns(

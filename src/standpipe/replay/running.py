@@ -32,6 +32,8 @@ class Replayed(msgspec.Struct):
     known_gaps: list[Gap] = msgspec.field(default_factory=list[Gap])
     """The first of them."""
     seconds: float = 0.0
+    was_complete_at: int | None = None
+    """Into a stream: when it had come to its end before, ms, so that nothing was done."""
     is_complete: bool = False
     """Whether it came to its end; False: it was stopped."""
 

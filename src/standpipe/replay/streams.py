@@ -64,6 +64,8 @@ class Note(msgspec.Struct, frozen=True):
     """Shard → event with which the step ends."""
     events: int = 0
     """In the step."""
+    is_complete: bool = False
+    """Whether it came to its end, at ``at``."""
 
 
 async def to_stream(
@@ -71,6 +73,7 @@ async def to_stream(
     target: Stream,
     *,
     name: str | None = None,
+    again: bool = False,
     codec: str | None = None,
     acknowledge: str = "memory",
     on_progress: Progress | None = None,
@@ -83,15 +86,17 @@ async def to_stream(
             it had at the first start.
         target: Where to; opened if it is not. Its events get new IDs, and keep key, time and
             fields.
-        name: Under which the target's server remembers how far it is, until it is complete; None:
-            it does not.
+        name: Under which the target's server remembers how far it is, and for a day after the end
+            that it is complete; None: it does not.
+        again: Replay once more what is complete under this name, instead of doing nothing. One that
+            was interrupted goes on all the same.
         codec: How the target's entries are written; default: the target's.
         acknowledge: As for :class:`standpipe.Producer`.
         on_progress: Called after each step.
         stop: Set it to end after the step in progress.
 
     Returns:
-        What was done in this run.
+        What was done in this run: nothing, if it was complete.
 
     Raises:
         ConfigError: the target is the source, or the name stands for the replay of another stream.
@@ -116,7 +121,7 @@ async def to_stream(
     await target.open()
     try:
         copying = _Copying(reader, target, name, codec, acknowledge)
-        return await copying.run(on_progress, stop)
+        return await copying.run(on_progress, stop, again=again)
     finally:
         if opened_here:
             await target.close()
@@ -137,9 +142,14 @@ class _Copying:
         source = reader.stream
         self._source = f"{source.name} {source.server.address.shown}"
 
-    async def run(self, on_progress: Progress | None, stop: asyncio.Event | None) -> Replayed:
+    async def run(
+        self, on_progress: Progress | None, stop: asyncio.Event | None, *, again: bool
+    ) -> Replayed:
         run = Run(self._reader, on_progress)
-        note = await self._begin(run)
+        note = await self._begin(run, again=again)
+        if note.is_complete:
+            run.done.was_complete_at = note.at
+            return run.end(is_complete=True)
         reader = self._resumed(note)
         async with aclosing(_steps(until_stopped(reader.batches(), stop))) as steps:
             async for step in steps:
@@ -156,12 +166,14 @@ class _Copying:
                 await self._forget(before)
                 run.add(await self._send(step, note, run), reader)
         is_complete = stop is None or not stop.is_set()
-        if is_complete:
-            await self._write(None)
+        if is_complete and not reader.is_following:
+            # Not removed: whoever starts it again cannot know whether this process, which may die
+            # now, has come to the end.
+            await self._write(msgspec.structs.replace(note, is_complete=True, at=now_ms()))
             await self._forget(note.producer)
         return run.end(is_complete=is_complete or reader.is_following)
 
-    async def _begin(self, run: Run) -> Note:
+    async def _begin(self, run: Run, *, again: bool) -> Note:
         """The note that stands there, its step sent; or a new one."""
         bounds = self._reader.bounds
         note = Note(self._source, str(bounds.start), str(bounds.end), uuid.uuid4().hex, now_ms())
@@ -173,7 +185,10 @@ class _Copying:
         if raw is None:
             return note
         self._known = raw
-        note = self._read(raw)
+        found = self._read(raw)
+        if found.is_complete:
+            return note if again else found
+        note = found
         log.warning("going on with the replay %s behind %s", self._name, note.done | note.step)
         if note.step:
             await self._again(note, run)
@@ -272,14 +287,15 @@ class _Copying:
             return False
         return True
 
-    async def _write(self, note: Note | None) -> None:
+    async def _write(self, note: Note) -> None:
         if self._key is None:
             return
-        raw = b"" if note is None else msgspec.json.encode(note)
+        raw = msgspec.json.encode(note)
         keys, known = (self._key,), self._known
+        ttl = SEQUENCE_TTL_MS if note.is_complete else ""
         server = self._target.server
         is_mine: int = await retried(
-            self._target, lambda: server.run(script("note"), keys, known, raw)
+            self._target, lambda: server.run(script("note"), keys, known, raw, ttl)
         )
         if not is_mine:
             raise ReplayInUseError(f"another process replays under the name {self._name!r}")
