@@ -10,6 +10,7 @@ StandpipeError
 │   ├── LineError               a line of an input file, with its number
 │   ├── EntryUnitError          one event of a block, where only the whole entry will do
 │   ├── HandlerError            a handler that cannot be imported or called
+│   ├── AckError                an acknowledgement of what is not there to be acknowledged
 │   ├── ForkedError             used in a process that was forked from its own
 │   └── MissingExtraError       a feature whose extra is not installed
 ├── DecodeError                 an entry that no codec reads
@@ -206,6 +207,16 @@ class HandlerError(InputError):
     """A handler cannot be imported or cannot be called as a handler."""
 
     default_hint = "Give module:function, importable from the current folder or installed."
+
+
+class AckError(InputError):
+    """A handler acknowledged what its batch does not have, out of order, or too late.
+
+    Nothing of that call to ``ack`` is acknowledged. Raised inside the handler; if the handler lets
+    it out, it has failed as with any other exception.
+    """
+
+    default_hint = "Give indices, event IDs or events of the batch, before the handler returns."
 
 
 class ForkedError(InputError):

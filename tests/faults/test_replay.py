@@ -55,14 +55,17 @@ async def test_cut_while_reading(name: str, own_server: OwnServer, tmp_path: Pat
         for key in direct.keys:
             server.command("XTRIM", key, "MAXLEN", 500)
         await send(direct, 3_000, first=3_000, codec="plain")
-    async with Proxy(server.port, seed=1, faults=FAULTS, every=3, late_ms=250) as proxy:
-        async with Stream("power", proxy.url) as stream:
-            found = numbers([event async for event in Reader(stream, archive=archive)])
-            require_all_once(found, 6_000)
-            found = []
-            async for table in Reader(stream, archive=archive).tables():
-                found += table.column("n").to_pylist()
-            require_all_once(found, 6_000)
+    async with (
+        Proxy(server.port, seed=1, faults=FAULTS, every=3, late_ms=250) as proxy,
+        Stream("power", proxy.url) as stream,
+    ):
+        found = numbers([event async for event in Reader(stream, archive=archive)])
+        require_all_once(found, 6_000)
+        found = []
+        async for table in Reader(stream, archive=archive).tables():
+            found += table.column("n").to_pylist()
+        require_all_once(found, 6_000)
+        assert sum(proxy.done.values()) > 5
 
 
 @pytest.mark.parametrize("codec", ["plain", "rows"])

@@ -178,7 +178,7 @@ class NoLease:
         return
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(entries(), st.data())
 def test_what_is_archived_comes_back(rows: list[Row], data: st.DataObject) -> None:
     """Events of all codecs mixed, cut into files anywhere, read from files and from the files that
@@ -196,7 +196,7 @@ def test_what_is_archived_comes_back(rows: list[Row], data: st.DataObject) -> No
         assert read(archive, rows=data.draw(st.integers(1, 5))) == expected(rows)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(entries(), st.data())
 def test_what_is_asked_for(rows: list[Row], data: st.DataObject) -> None:
     """Bounds, keys and event times leave out exactly the events that they should."""
@@ -220,7 +220,7 @@ def test_what_is_asked_for(rows: list[Row], data: st.DataObject) -> None:
         assert found == [e for e in everything if low <= e[1][1] <= high]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(events, min_size=1, max_size=4), min_size=1, max_size=3))
 def test_tables_have_the_columns_of_all_files(blocks: list[list[Event]]) -> None:
     """Whatever a field is in each file, its column has one type in all tables, and no value is

@@ -21,7 +21,7 @@ import msgspec
 
 from standpipe.archive.file import Draft, build
 from standpipe.archive.gathering import Gathering
-from standpipe.archive.history import Position, find_position, live, pages
+from standpipe.archive.history import Live, Position, find_position, live, pages
 from standpipe.archive.lease import (
     CursorGoneError,
     Lease,
@@ -40,6 +40,7 @@ from standpipe.limits import (
     ARCHIVE_EVERY_MS,
     ARCHIVE_EVERY_MS_MIN,
     ARCHIVE_FILE_ROWS_MAX,
+    LEASE_LOOK_MS,
     LEASE_MS,
     LEASE_MS_MIN,
 )
@@ -113,6 +114,8 @@ class Archiver:
         self._merge: Final = merge
         self._lease_ms: Final = lease_ms
         self._stop = asyncio.Event()
+        self._kept: dict[int, Lease] = {}
+        """Those that keep shards from being looked at again too soon."""
 
     def stop(self) -> None:
         """End :meth:`run` after the file in progress."""
@@ -133,7 +136,11 @@ class Archiver:
         await self.stream.open()
         try:
             if follow:
-                await self._follow()
+                try:
+                    await self._follow()
+                finally:
+                    for lease in self._kept.values():
+                        await self._let_go(lease, 0)
             else:
                 await self.stream.require()
                 await self._once()
@@ -159,7 +166,7 @@ class Archiver:
                         del goals[shard]
                     waits.append(error.left_ms)
             if goals:
-                await self._pause(min(waits, default=0))
+                await self._pause(min(LEASE_LOOK_MS, *waits))
 
     async def _follow(self) -> None:
         due = dict.fromkeys(range(self.stream.shards), 0.0)
@@ -250,6 +257,7 @@ class Archiver:
     async def _let_go(self, lease: Lease, keep_ms: int) -> None:
         try:
             if keep_ms:
+                self._kept[lease.shard] = lease
                 await lease.keep_for(keep_ms)
             else:
                 await lease.release()
@@ -297,7 +305,7 @@ class Archiver:
                     is_first = False
                     first = EventId.parse(rows[0][0])
                     gathering.after, gathering.generation = position.begin(first)
-                    gathering.lost_before = self._lost(shard, position, at.deleted)
+                    self._count(gathering, position, at)
                 # In a thread, so that the lease is renewed meanwhile.
                 for draft in await asyncio.to_thread(gathering.add, rows):
                     await self._commit(lease, draft)
@@ -306,15 +314,23 @@ class Archiver:
         for draft in await asyncio.to_thread(gathering.finish):
             await self._commit(lease, draft)
 
-    def _lost(self, shard: int, position: Position, deleted: EventId | None) -> str | None:
-        """Up to where entries were removed from the stream that were never archived."""
-        if deleted is None or deleted <= max(position.read_after, position.chain_end):
-            return None
-        self._say(
-            f"shard {shard}: entries behind {position.read_after.entry}, up to {deleted.entry}, "
-            "were removed from the stream before they were archived"
-        )
-        return deleted.entry
+    def _count(self, gathering: Gathering, position: Position, at: Live) -> None:
+        """See whether entries were removed from the stream before they were archived."""
+        gathering.added = position.added
+        if at.added is not None and at.first is not None and at.first > position.read_after:
+            # Nothing that is archived is on the server any more: before what it has it was given
+            # so many.
+            gathering.added = at.added - at.length
+            if position.added is not None and gathering.added >= position.added:
+                gathering.lost = gathering.added - position.added
+        elif position.added is not None:
+            gathering.lost = 0
+        if gathering.lost:
+            self._say(
+                f"shard {gathering.shard}: {gathering.lost:,} entries behind "
+                f"{position.read_after.entry} were removed from the stream before they were "
+                "archived"
+            )
 
     async def _commit(self, lease: Lease, draft: Draft) -> None:
         """Make a draft a file, and move the cursor behind it."""

@@ -55,9 +55,11 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     time_min: int | None
     """The earliest of the events' own times, ms; None if it holds no events."""
     time_max: int | None
-    lost_before: str | None = None
-    """Up to this entry, entries behind ``after`` were gone from the server before they were
-    archived; None: none were, or the server (before Redis 7) cannot tell."""
+    added: int | None = None
+    """How many entries the shard had ever been given, up to the last; None: not known (before Redis
+    7, or after the server lost data)."""
+    lost: int | None = None
+    """How many entries behind ``after`` were gone before they were archived; None: not known."""
     last_hash: str
     """The SHA-256 of its last entry's fields, beginning: tells one history from another."""
     fields: dict[str, FieldSpec]
@@ -72,7 +74,8 @@ class Draft(NamedTuple):
     after: EventId
     parts: Sequence[Part]
     last_hash: str
-    lost_before: str | None = None
+    added: int | None = None
+    lost: int | None = None
 
 
 def build(draft: Draft) -> tuple[FileInfo, bytes]:
@@ -101,7 +104,8 @@ def build(draft: Draft) -> tuple[FileInfo, bytes]:
         undecodable=raw,
         time_min=time_min,
         time_max=time_max,
-        lost_before=draft.lost_before,
+        added=draft.added,
+        lost=draft.lost,
         last_hash=draft.last_hash,
         fields=specs,
     )
@@ -171,6 +175,8 @@ def _written(table: pa.Table, info: FileInfo) -> bytes:
         sink,
         row_group_size=max(1, min(ARCHIVE_GROUP_ROWS, ARCHIVE_GROUP_BYTES // per_row)),
         compression="zstd",
+        # A byte that changed later is an error for whoever reads it, not another value.
+        write_page_checksum=True,
         **_encodings(table.schema),
     )
     return sink.getvalue().to_pybytes()

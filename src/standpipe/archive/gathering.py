@@ -64,10 +64,12 @@ class Gathering:
     ) -> None:
         self.after = after
         self.generation = generation
-        self.lost_before: str | None = None
-        """What is to be said of the next file."""
+        self.added: int | None = None
+        """How many entries the shard had ever been given before those of the next file."""
+        self.lost: int | None = None
+        """How many of them were gone before they were archived."""
         self._stream: Final = stream
-        self._shard: Final = shard
+        self.shard: Final = shard
         self._layout: Final = layout
         self._rows_max: Final = rows_max
         self._slice: int | None = None
@@ -173,18 +175,22 @@ class Gathering:
         return drafts
 
     def _draft(self) -> Draft:
+        if self.added is not None:
+            self.added += sum(len(part.entries) for part in self._parts)
         draft = Draft(
             stream=self._stream,
-            shard=self._shard,
+            shard=self.shard,
             generation=self.generation,
             after=self.after,
             parts=self._parts,
             last_hash=hash_of(self._last_fields),
-            lost_before=self.lost_before,
+            added=self.added,
+            lost=self.lost,
         )
         ms, seq, _ = self._parts[-1].entries[-1]
         self.after = EventId(ms, seq)
-        self.lost_before = None
+        # What follows follows at once.
+        self.lost = None if self.added is None else 0
         self._parts, self._rows, self._bytes, self._names = [], 0, 0, set()
         return draft
 

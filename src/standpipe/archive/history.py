@@ -33,8 +33,8 @@ class Live(NamedTuple):
     """Its oldest entry; None: it is empty."""
     last_id: EventId
     """The highest ID that it ever gave, as far as it knows; BEGIN: the key is not there."""
-    deleted: EventId | None
-    """The highest ID of an entry that was removed; None: none, or not known (before Redis 7)."""
+    added: int | None
+    """How many entries it was ever given; None: not known (before Redis 7)."""
     cursor: EventId | None
     """What its archive cursor says; None: there is none."""
     length: int
@@ -58,11 +58,10 @@ async def live(stream: Stream, shard: int) -> Live:
         raise info
     found = cast("dict[bytes, Any]", info)
     first = found[b"first-entry"]
-    deleted = EventId.parse(found.get(b"max-deleted-entry-id", b"0-0"))
     return Live(
         first=None if first is None else EventId.parse(first[0]),
         last_id=EventId.parse(found[b"last-generated-id"]),
-        deleted=deleted if deleted > BEGIN else None,
+        added=found.get(b"entries-added"),
         cursor=at,
         length=found[b"length"],
     )
@@ -76,6 +75,8 @@ class Position(NamedTuple):
     chain_end: EventId
     """Where the newest generation ends."""
     generation: int
+    added: int | None = None
+    """How many entries the server had been given up to ``read_after``; None: not known."""
     said: Sequence[str] = ()
     """What a person should know."""
 
@@ -101,8 +102,9 @@ async def find_position(stream: Stream, shard: int, archive: Archive, chain: Cha
                 f"of it is in {archive.place.shown}: is this another place? All that the server "
                 "still has is archived here",
             )
-        return Position(BEGIN, BEGIN, 0, elsewhere)
+        return Position(BEGIN, BEGIN, 0, 0, elsewhere)
     end = chain.end
+    info = await asyncio.to_thread(archive.info, chain.pieces[-1].file)
     said: list[str] = []
     if at.cursor is not None and at.cursor > end and at.last_id >= at.cursor:
         said.append(
@@ -110,16 +112,15 @@ async def find_position(stream: Stream, shard: int, archive: Archive, chain: Cha
             f"end at {end.entry}: some are missing. What the server still has of it is archived"
         )
     if at.last_id >= end and (at.first is None or at.first > end):
-        return Position(end, end, chain.generation, said)
+        return Position(end, end, chain.generation, info.added, said)
     if at.last_id >= end:
-        info = await asyncio.to_thread(archive.info, chain.pieces[-1].file)
         rows = await page(stream, shard, end, end, 1, is_first=True)
         if rows and hash_of(rows[0][1]) == info.last_hash:
-            return Position(end, end, chain.generation, said)
+            return Position(end, end, chain.generation, info.added, said)
     common, differs = await _last_common(stream, shard, archive, end)
     if not differs and at.last_id >= end:
         # The entry at the end was deleted by hand; all before it are those that are archived.
-        return Position(end, end, chain.generation, said)
+        return Position(end, end, chain.generation, info.added, said)
     if not differs:
         common = min(at.last_id, end)
     said.append(
@@ -127,7 +128,7 @@ async def find_position(stream: Stream, shard: int, archive: Archive, chain: Cha
         f"behind {common.entry} on: was it restored to an older state? What was archived stays, "
         "and what is new there is archived as well"
     )
-    return Position(common, end, chain.generation, said)
+    return Position(common, end, chain.generation, None, said)
 
 
 async def _last_common(

@@ -173,7 +173,7 @@ def _merged(archive: Archive, group: Sequence[Piece]) -> tuple[str, bytes]:
                 parts += parts_of_rows(parquet.read_row_group(at), info)
         infos.append(info)
     first, last = group[0].file, group[-1].file
-    lost = [info.lost_before for info in infos if info.lost_before is not None]
+    lost = [info.lost for info in infos if info.lost is not None]
     draft = Draft(
         stream=infos[0].stream,
         shard=first.shard,
@@ -181,7 +181,8 @@ def _merged(archive: Archive, group: Sequence[Piece]) -> tuple[str, bytes]:
         after=first.after,
         parts=parts,
         last_hash=infos[-1].last_hash,
-        lost_before=lost[-1] if lost else None,
+        added=infos[-1].added,
+        lost=sum(lost) if lost else None,
     )
     _, content = build(draft)
     path = file_path(

@@ -156,7 +156,9 @@ class Archive:
 
         with self.place.open(file.path) as source:
             try:
-                yield cast("Any", pq).ParquetFile(source, pre_buffer=True)
+                yield cast("Any", pq).ParquetFile(
+                    source, pre_buffer=True, page_checksum_verification=True
+                )
             except (StandpipeError, FileNotFoundError):
                 raise
             except (pa.ArrowException, OSError, EOFError) as error:

@@ -162,12 +162,13 @@ def _of_file(archive: Archive, name: str, file: ArchiveFile, totals: Verified) -
     except FileNotFoundError:
         return [Finding("damaged", file.shard, "is not there any more", file.path)]
     except ArchiveDamagedError as error:
-        return [Finding("damaged", file.shard, error.message, file.path)]
-    if info.lost_before is None:
+        text = error.message.removeprefix(archive.path(file)).strip()
+        return [Finding("damaged", file.shard, text, file.path)]
+    if not info.lost:
         return []
     text = (
-        f"entries behind {info.after}, up to {info.lost_before}, were removed from the stream "
-        "before they were archived"
+        f"{info.lost:,} entries behind {info.after} were removed from the stream before they were "
+        "archived"
     )
     return [Finding("lost", file.shard, text, file.path)]
 

@@ -11,9 +11,12 @@ import typer
 from standpipe.cli import (
     ack,
     archive,
+    bench,
     claim,
     dead,
     demo,
+    doctor,
+    explain,
     group,
     pending,
     replay,
@@ -29,7 +32,8 @@ from standpipe.cli import (
 app = typer.Typer(
     name="standpipe",
     help="A message queue and ingestion layer for telemetry on Redis and Valkey Streams.",
-    epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage. Start with: standpipe demo",
+    epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 critical (doctor). "
+    "Start with: standpipe demo",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,6 +85,15 @@ app.command(
 app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
     status.status
 )
+app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(
+    bench.bench
+)
+app.command(
+    "doctor", short_help="What is wrong, why it matters, what mends it.", epilog=doctor.EXAMPLE
+)(doctor.doctor)
+app.command(
+    "explain", short_help="Cause, check and cure of an error code.", epilog=explain.EXAMPLE
+)(explain.explain)
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
 spools = typer.Typer(
     help="What waits in a producer's spool, whether it is sound, and sending it.",
