@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from standpipe.archive import Archive
 from standpipe.event import EventId
-from standpipe.reader.kept import Kept
+from standpipe.reader.kept import Gap
 from standpipe.reader.points import BEGIN
 
 
@@ -17,39 +18,53 @@ class ArchivedShard(NamedTuple):
     end: EventId
     complete_behind: EventId
     """What was added behind this entry is there, as far as the archive knows."""
-    entries: int | None
-    """All that it has; None: not counted."""
 
-    def lacks(self, start: EventId, kept: Kept) -> bool:
-        """Whether entries from ``start`` on were removed before they were archived."""
-        if start[:2] <= self.complete_behind[:2] and self.complete_behind > BEGIN:
-            return True
-        if start[:2] >= self.first[:2] or kept.added is None or self.entries is None:
-            return False
-        # Of what was ever added, the rest is neither archived nor still in the stream, at least.
-        behind = 0 if kept.newest <= self.end else kept.length
-        return kept.added > self.entries + behind
+    def lacks(self, start: EventId) -> bool:
+        """Whether entries from ``start`` on were never archived, or are not there any more."""
+        return start[:2] < self.first[:2] and start[:2] <= self.complete_behind[:2]
 
 
-def what_is_archived(archive: Archive, stream: str, start: EventId) -> dict[int, ArchivedShard]:
-    """What there is of each shard; blocks.
-
-    Args:
-        archive: The archive.
-        stream: The stream's name.
-        start: From where on it is to be read. Before the first entry, all entries are counted.
-    """
+def what_is_archived(archive: Archive, stream: str) -> dict[int, ArchivedShard]:
+    """What there is of each shard; blocks."""
     found: dict[int, ArchivedShard] = {}
     for shard, chain in archive.chains(stream).items():
         if chain.end is None:
             continue
-        files = [piece.file for piece in chain.pieces]
-        first = min(files, key=lambda file: file.first)
-        lost = archive.info(first).lost_before
-        behind = first.after if lost is None else max(first.after, EventId.parse(lost))
-        entries = None
-        if BEGIN < start < first.first and not chain.overlaps:
-            # All of it will be read, so that the files' footers are needed anyway.
-            entries = sum(archive.info(file).entries for file in files)
-        found[shard] = ArchivedShard(first.first, chain.end, behind, entries)
+        first = min((piece.file for piece in chain.pieces), key=lambda file: file.first)
+        # What lay between the two was gone when it was to be archived.
+        complete_behind = first.first if archive.info(first).lost else first.after
+        found[shard] = ArchivedShard(first.first, chain.end, complete_behind)
     return found
+
+
+class Reach(NamedTuple):
+    """How far a shard is archived."""
+
+    end: EventId
+    """Up to this entry; BEGIN: nothing is."""
+    generation: int
+    added: int | None
+    """How many entries had ever been added up to the end; None: not known."""
+    gaps: Sequence[Gap]
+    """What is missing there between two bounds."""
+
+
+def read_reach(archive: Archive, stream: str, shard: int, start: EventId, end: EventId) -> Reach:
+    """How far a shard is archived, and what is missing between two events. Blocks."""
+    chain = archive.chains(stream).get(shard)
+    if chain is None or chain.end is None:
+        return Reach(BEGIN, 0, None, ())
+    gaps = [
+        Gap(shard, gap.after, gap.before, None, "archive")
+        for gap in chain.gaps
+        if gap.before >= start and gap.after <= end
+    ]
+    for piece in chain.pieces:
+        if piece.file.first[:2] < start[:2] or piece.file.after > end:
+            continue
+        lost = archive.info(piece.file).lost
+        # Before the first one it is no gap: the archive begins there.
+        if lost and piece.file.after > BEGIN:
+            gaps.append(Gap(shard, piece.file.after, piece.file.first, lost, "trimmed"))
+    added = archive.info(chain.pieces[-1].file).added
+    return Reach(chain.end, chain.generation, added, gaps)

@@ -88,9 +88,9 @@ class Track:
         """How many were ever added up to the entry that was read last; None: not known."""
         self._was_full = False
 
-    def forget(self) -> None:
-        """Entries were read from elsewhere."""
-        self._passed, self._was_full = None, False
+    def restart(self, passed: int | None) -> None:
+        """Go on behind an entry up to which so many were ever added; None: not known."""
+        self._passed, self._was_full = passed, False
 
     def missed(
         self, behind: EventId, page: Sequence[EventId], kept: Kept, *, is_full: bool

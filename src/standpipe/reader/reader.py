@@ -292,7 +292,7 @@ class Reader:
             archive, name = way.archive, self.stream.name
             archived = await retried(
                 self.stream,
-                lambda: asyncio.to_thread(what_is_archived, archive, name, self._bounds.start),
+                lambda: asyncio.to_thread(what_is_archived, archive, name),
             )
             self._require_right_archive(archive, kept, archived)
         if not self._follow and not archived:
@@ -361,11 +361,7 @@ class Reader:
             shard
             for shard in kept
             if shard not in self._after
-            and (
-                archived[shard].lacks(start, kept[shard])
-                if shard in archived
-                else kept[shard].lacks(start)
-            )
+            and (archived[shard].lacks(start) if shard in archived else kept[shard].lacks(start))
         ]
         if not lacking:
             return

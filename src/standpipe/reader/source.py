@@ -22,6 +22,7 @@ from standpipe.errors import DecodeError, ScriptMissingError, StandpipeError
 from standpipe.event import Batch, Entry, EventId
 from standpipe.limits import GAPS_KEPT_MAX, READ_COUNT, SEND_DEADLINE_MS
 from standpipe.policy import backoff_ms
+from standpipe.reader.archived import Reach, read_reach
 from standpipe.reader.kept import Gap, Kept, Track
 from standpipe.reader.points import BEGIN, SEQ_MAX, Bounds, entry_of, whole
 from standpipe.reader.selecting import Choice
@@ -220,7 +221,7 @@ class Source(Generic[Read]):
         step = await retried(self._way.stream, archived.next)
         if step is None:
             self._behind = self._archive_end = archived.reached
-            self._track.forget()
+            self._track.restart(archived.added)
             await self.close()
             return None
         for each in step.undecodable:
@@ -286,35 +287,6 @@ class Source(Generic[Read]):
 # --- the archive of one shard --------------------------------------------------------------------
 
 
-class Reach(NamedTuple):
-    """How far a shard is archived."""
-
-    end: EventId
-    """Up to this entry; BEGIN: nothing is."""
-    generation: int
-    gaps: Sequence[Gap]
-    """What is missing there between two bounds."""
-
-
-def read_reach(archive: Archive, stream: str, shard: int, start: EventId, end: EventId) -> Reach:
-    """How far a shard is archived, and what is missing between two events. Blocks."""
-    chain = archive.chains(stream).get(shard)
-    if chain is None or chain.end is None:
-        return Reach(BEGIN, 0, ())
-    gaps = [
-        Gap(shard, gap.after, gap.before, None, "archive")
-        for gap in chain.gaps
-        if gap.before >= start and gap.after <= end
-    ]
-    for piece in chain.pieces:
-        if whole(piece.file.last) < start or piece.file.first > end:
-            continue
-        lost = archive.info(piece.file).lost_before
-        if lost is not None and whole(EventId.parse(lost)) >= start:
-            gaps.append(Gap(shard, piece.file.after, piece.file.first, None, "trimmed"))
-    return Reach(chain.end, chain.generation, gaps)
-
-
 class _Step(NamedTuple, Generic[Read]):
     made: Read | None
     """None: there is nothing but entries that no codec reads."""
@@ -339,6 +311,8 @@ class _Archived(Generic[Read]):
         self.reached = reach.end
         """Up to which entry all will have been given: what was archived when the reading began,
         or since."""
+        self.added = reach.added
+        """How many entries had ever been added up to it; None: not known."""
 
     async def next(self) -> _Step[Read] | None:
         """The next table, as it was made use of; None at the end.
@@ -358,8 +332,9 @@ class _Archived(Generic[Read]):
             self._ahead = None
             if step is None:
                 return None
-            if step.generation >= self._reach.generation:
-                self.reached = max(self.reached, step.last._replace(index=0))
+            is_newest = step.generation >= self._reach.generation
+            if is_newest and step.last[:2] > self.reached[:2]:
+                self.reached, self.added = step.last._replace(index=0), None
             self._start = step.last._replace(index=step.last.index + 1)
             if self._way.is_ahead:
                 self._ahead = self._begin()
