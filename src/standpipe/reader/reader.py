@@ -370,7 +370,7 @@ class Reader:
             if not self._from_oldest:
                 raise self._not_kept(kept, archived)
             # Asked for: it is no gap then.
-            log.warning("%s: %s", self.stream.name, self._not_kept(kept, archived))
+            log.warning("%s; that is where this begins", self._not_kept(kept, archived))
             return
         for shard in lacking:
             after = start._replace(index=0)
