@@ -65,9 +65,8 @@ async def main(count: int, rounds: int, shards: int) -> dict[str, Any]:
     # The archive is larger than what is simulated: the same readings, day after day.
     repeats = max(1, -(-count // len(events)))
     total = repeats * len(events)
-    print(
-        f"{total:,} events, {shards} shards\n\n| replay | events/s | µs per event |\n|---|---:|---:|"
-    )
+    print(f"{total:,} events, {shards} shards\n")
+    print("| replay | events/s | µs per event |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="standpipe-bench-") as name:
         folder = Path(name)
         async with EmbeddedServer(folder / "server", port=0) as server:
