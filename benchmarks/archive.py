@@ -159,9 +159,7 @@ async def main(events: int, rounds: int) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    print(
-        "| codec | archive, events/s | read as tables | as events | bytes on the server | in files |"
-    )
+    print("| codec | archive, events/s | read as tables | as events | bytes on server | in files |")
     print("|---|---:|---:|---:|---:|---:|")
     for codec, each in found["codecs"].items():
         rates = [

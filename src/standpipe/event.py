@@ -205,6 +205,16 @@ class _Part:
         return self._entry.table().slice(self.id.index - self._entry.id.index, self.count)
 
 
+def _events_of(entries: Sequence[Entry]) -> list[Event]:
+    kind = type(entries[0]) if entries else None
+    together: Callable[[Sequence[Entry]], list[Event]] | None = getattr(kind, "events_of", None)
+    if together is not None and len(entries) > 1 and all(type(entry) is kind for entry in entries):
+        # One event each: it is faster to read them all at once.
+        return together(entries)
+    lists = [entry.events() for entry in entries]
+    return lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+
+
 Acked = int | EventId | Event | Iterable[int | EventId | Event] | Literal["all"]
 """What can be acknowledged of a batch: by index, event ID or the event itself, one or several."""
 
@@ -243,8 +253,7 @@ class Batch(Sequence[Event]):
             DecodeError: an entry's content is not what its header says; not retryable.
         """
         if self._events is None:
-            lists = [entry.events() for entry in self.entries]
-            self._events = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+            self._events = _events_of(self.entries)
         return self._events
 
     @property

@@ -247,7 +247,7 @@ BYTES_PER_ENTRY_GUESS: Final = TABLE_BLOCK_BYTES_MAX
 """As EVENTS_PER_ENTRY_GUESS, in bytes: the first read asks for few entries. What is expected halves
 with each read at most, so that small entries are soon read by the hundred."""
 
-EVENTS_PER_ENTRY_GUESS: Final = BLOCK_EVENTS_MAX
+EVENTS_PER_ENTRY_GUESS: Final = PART_EVENTS_MAX
 """What a consumer takes an entry to hold before it has seen one; after that it goes by the last.
 High: a first read that is too small costs a round trip, one that is too large costs memory."""
 
@@ -352,6 +352,61 @@ PROCESSES_MAX: Final = 256
 WRONG_USAGE_MS_MAX: Final = 30_000
 """A worker process that says within this time of its first start that its settings are wrong is
 not started again: it would say so for ever. Long enough for slow imports."""
+
+# --- what workers report, and what is made of it --------------------------------------------------
+
+REPORT_MS: Final = 5_000
+"""A worker says so often what it does: one script call of half a kilobyte, some 60 µs of the
+server's time. It measures over this time, so shorter bursts do not show."""
+
+REPORT_TTL_MS: Final = 3 * REPORT_MS
+"""How long a worker counts as there after its last report: two may be lost. One that was killed is
+shown until then."""
+
+REPORT_LOOK_MS: Final = 100
+"""How often a worker looks at itself between two reports, on average: whether handlers are at work,
+and how late the event loop is. Some 50 looks make a share that is right within 7 points; they cost
+a fifth of a percent of a processor."""
+
+LOOP_LATE_MS: Final = TURN_MS_MAX
+"""An event loop that is later than this for a look was held up by what it was at: a handler."""
+
+STATUS_WINDOW_MS: Final = 2_000
+"""Time between the two readings by which `standpipe status` tells where a backlog is going: long
+enough that one read or one block more or less does not look like a trend."""
+
+STATUS_READINGS_MAX: Final = 31
+"""Readings that a status which is watched goes by: the last minute at its usual pace."""
+
+STEADY_PERCENT: Final = 5
+"""A backlog is steady whose change is less than this of what comes in meanwhile."""
+
+KEEPS_UP_MS: Final = 1_000
+"""A group whose oldest unacknowledged entry is younger keeps up, however many there are."""
+
+BUSY_PERCENT: Final = 85
+"""From here on a processor or all the handlers of a worker count as taken: a queue before something
+that is taken for more grows without bounds, and measuring over seconds hides peaks."""
+
+PROCESSOR_SHARERS_MAX: Final = 10
+"""On a crowded machine a worker that gets less than such a part of one is not said to compute:
+that many threads were ready and did not run is true of those that wait for something, too."""
+
+WAITING_PERCENT: Final = 50
+"""A worker that has nothing to handle for more of the time waits for the server."""
+
+BLOCKED_PERCENT: Final = 30
+"""An event loop that stands still for more of the time, without computing, is being blocked."""
+
+FAILING_PERCENT: Final = 10
+"""More failures among the calls of a handler are worth a word."""
+
+SPARE_PERCENT: Final = 60
+"""Workers are too many if fewer would be taken for less than this: the rest is for peaks, and for
+the work of one that dies."""
+
+SILENT_MS_MIN: Final = IDLE_MS_MIN
+"""A consumer unseen for this long is taken for dead: a living one reads every READ_BLOCK_MS."""
 
 # --- dead letters --------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Moving a group says what that skips or repeats, in events, and does not go back to what is gone."""
+"""Moving a group says what that skips or repeats in events, and goes not back to what is gone."""
 
 from __future__ import annotations
 

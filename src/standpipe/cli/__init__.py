@@ -82,7 +82,7 @@ app.command(
     short_help="Replay archived and live events into a file or stream.",
     epilog=replay.EXAMPLE,
 )(replay.replay)
-app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
+app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
 )
 app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(

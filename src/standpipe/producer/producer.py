@@ -16,7 +16,6 @@ from standpipe.codec import (
     check_codec,
     check_table,
     encode_columns,
-    encode_plain,
     events_to_table,
     row_part,
     rows_part,
@@ -47,6 +46,7 @@ from standpipe.limits import (
     TABLE_BLOCK_BYTES_MAX,
     TABLE_BLOCK_ROWS_MAX,
 )
+from standpipe.producer.arguments import plain_part
 from standpipe.producer.block import Block, Receipt, Receipts
 from standpipe.producer.buffer import Buffer, ProducerStats, Shard
 from standpipe.producer.lane import Lane, Way
@@ -54,7 +54,7 @@ from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow, to_its_end
 from standpipe.spool import Spool
 from standpipe.stream import Definition, Stream
-from standpipe.wire import Link, pack
+from standpipe.wire import Link
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -502,10 +502,11 @@ class Producer:
     def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         """The events' bytes in parts that fit in a block, how many events each part holds, and for
         plain ones how many RESP arguments."""
+        arguments = 0
         if self._codec == "plain":
-            yield from self._encode_plain(events)
-            return
-        part = rows_part(events)
+            part, arguments = plain_part(events, self._layout)
+        else:
+            part = rows_part(events)
         if len(events) == 1:
             self._check_size(events[0].key, events[0].time, len(part))
         elif len(part) > self._part_bytes_max:
@@ -514,31 +515,16 @@ class Producer:
             yield from self._encode(events[:half])
             yield from self._encode(events[half:])
             return
-        yield part, len(events), 0
+        yield part, len(events), arguments
 
     def _encode_one(self, event: Event) -> tuple[bytes, int]:
         """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
         if self._codec == "plain":
-            part, _, arguments = next(self._encode_plain([event]))
-            return part, arguments
-        part = row_part(event)
+            part, arguments = plain_part((event,), self._layout)
+        else:
+            part, arguments = row_part(event), 0
         self._check_size(event.key, event.time, len(part))
-        return part, 0
-
-    def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
-        parts: list[bytes] = []
-        size = arguments = 0
-        for event in events:
-            fields = encode_plain(event, self._layout)
-            part = _resp_arguments(len(fields), *fields)
-            self._check_size(event.key, event.time, len(part))
-            if parts and size + len(part) > self._part_bytes_max:
-                yield b"".join(parts), len(parts), arguments
-                parts, size, arguments = [], 0, 0
-            parts.append(part)
-            size += len(part)
-            arguments += len(fields) + 1
-        yield b"".join(parts), len(parts), arguments
+        return part, arguments
 
     def _check_size(self, key: str | None, time: int, size: int) -> None:
         if size > self._event_bytes_max:
@@ -646,9 +632,3 @@ class _Piece(NamedTuple):
     """Of plain events: how many RESP arguments. None: the part is a whole block's payload."""
     positions: Sequence[int]
     """Where the events stood in what was given."""
-
-
-def _resp_arguments(*arguments: Any) -> bytes:
-    """RESP of some arguments without the command's header, to be joined into a longer command."""
-    packed = pack(*arguments)
-    return packed[packed.index(b"\n") + 1 :]
