@@ -428,8 +428,16 @@ again and again ends."""
 # --- groups by hand ------------------------------------------------------------------------------
 
 MOVE_COUNT_MAX: Final = 10_000
-"""Entries of a shard that are counted before a group is moved over them: counting reads them whole,
-and blocks of 40 KiB would make 400 MB. Above it the number is "at least" this."""
+"""Entries of a shard that are counted before a group is moved over them: the server copies each to
+count its events, and blocks of 40 KiB would make 400 MB. Above it the number is "at least" this."""
+
+COUNT_PAGE_ENTRIES: Final = 128
+"""Entries that one call of the counting script copies: some 5 MB of blocks, a few milliseconds
+during which the server does nothing else."""
+
+COUNT_SAMPLE_ENTRIES: Final = 1_000
+"""Where the number of entries is known, so many are looked at, half of them at each end, to tell
+how many events they hold."""
 
 PENDING_SHOWN: Final = 20
 """Pending entries that are shown unless more are asked for; the summary counts all of them."""
@@ -519,6 +527,29 @@ ARCHIVE_FINDINGS_MAX: Final = 1_000
 ARCHIVE_LOOKS_MAX: Final = 5
 """Listings of an archive until nothing vanishes from one to the next. A second one does, unless
 files are being put together right then."""
+
+# --- reading and replaying ------------------------------------------------------------------------
+
+GAPS_KEPT_MAX: Final = 1_000
+"""Gaps that a reader remembers one by one; the others it counts. A stream that is trimmed under it
+could give one per page."""
+
+REPLAY_AHEAD_SHARDS_MAX: Final = 8
+"""Up to so many shards the archive's next table is read while the last one is used. A table holds a
+row group, 32 MB at most, so beyond that one per shard has to do."""
+
+REPLAY_GROUP_ROWS: Final = 131_072
+"""Rows of a row group of a file that a replay writes: held in memory until then."""
+
+COPY_STEP_EVENTS: Final = 16_384
+"""Events that a replay into another stream sends between two notes of how far it is: enough that
+the note costs nothing, little enough that they are held in memory whatever their size."""
+
+COPY_QUEUE_BATCHES: Final = 4
+"""Batches that are read ahead of what is being sent."""
+
+REPLAY_BATCH_ROWS: Final = 16_384
+"""Events of the archive that become Python objects together: some ten megabytes."""
 
 # --- embedded server -----------------------------------------------------------------------------
 
