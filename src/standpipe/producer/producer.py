@@ -89,6 +89,9 @@ class Producer:
         spool_bytes_max: Bytes that it may take there.
         on_failed: Called with the events of each block that is given up on, and the error, before
             its receipts settle. It must not block; what it raises is logged.
+        producer_id: What the server is to remember this producer by, in place of a new id. Only for
+            one that sends, each time it is started, the very same blocks in the same order: what
+            it sent before is not added again.
 
     Raises:
         ConfigError: a value that is not allowed; on starting: a level that the server cannot give.
@@ -122,6 +125,7 @@ class Producer:
         spool: Path | str | None = None,
         spool_bytes_max: int = SPOOL_BYTES_MAX,
         on_failed: Callable[[list[Event], StandpipeError], object] | None = None,
+        producer_id: str | None = None,
     ) -> None:
         if on_full not in ("wait", "raise"):
             raise ConfigError(f"on_full is {on_full!r}", hint="It is 'wait' or 'raise'.")
@@ -160,6 +164,7 @@ class Producer:
         # A block that is tried for longer has to be recognised until the end.
         self._sequence_ttl_ms = max(known_ms, 2 * deadline_ms)
         self._on_failed = on_failed
+        self._given_id = producer_id
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
             self.id,
@@ -201,7 +206,7 @@ class Producer:
 
     async def _start(self) -> None:
         # Blocks are numbered from 1 again: under its old id the server would take them for old.
-        self.id = uuid.uuid4().hex
+        self.id = self._given_id or uuid.uuid4().hex
         try:
             # To its end: a spool that nobody closes would stay this process's.
             await to_its_end(self._open_spool())

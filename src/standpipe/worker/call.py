@@ -82,6 +82,10 @@ class Calls(asyncio.Queue[Call]):
             self.put_nowait(call)
         self._is_putting_back = False
 
+    def ready(self) -> int:
+        """How many could be made now."""
+        return self.qsize()
+
     def clear(self) -> None:
         """Forget all of them."""
         self._queue.clear()
