@@ -130,7 +130,7 @@ def start_copying(server: TestServer, folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 async def test_killed_while_copying(kills: int, own_server: OwnServer, tmp_path: Path) -> None:
     """kill -9 at random moments of a replay into another stream: started again with the same
     command it comes to its end, and each event is there once."""
