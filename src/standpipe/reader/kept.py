@@ -135,7 +135,8 @@ class Track:
             return kept.added
         if kept.deleted is not None and kept.deleted > reached:
             return None
-        if is_trimmed and kept.first is not None and kept.first <= reached:
-            there = sum(entry >= kept.first for entry in page)
-            return kept.added - (kept.length - there)
-        return None
+        if not is_trimmed:
+            return None
+        # All that is there now was added last, and begins in the page or behind it.
+        there = 0 if kept.first is None else sum(entry >= kept.first for entry in page)
+        return kept.added - (kept.length - there)
