@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Final, Literal, NamedTuple, cast
 
 from standpipe.errors import ConfigError
@@ -189,7 +190,8 @@ class Option(NamedTuple):
 Value = str | Callable[[Plan], str | None]
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One option of the table."""
 
     name: str
@@ -277,7 +279,7 @@ def _replica_buffer(plan: Plan) -> str:
 
 # --- the table -----------------------------------------------------------------------------------
 
-SECTIONS: Final = (
+SECTIONS: Final[tuple[Section, ...]] = (
     Section(
         "network",
         (
@@ -295,28 +297,28 @@ SECTIONS: Final = (
                     "Nothing is spoken without TLS." if p.tls else "The port that clients know."
                 ),
             ),
-            Row("tls-port", _with_tls(lambda p, _: str(p.port)), "The port that clients know."),
-            Row("tls-ca-cert-file", _with_tls(lambda _, f: f.ca), "Who signs all certificates."),
+            Row("tls-port", _with_tls(lambda p, _f: str(p.port)), "The port that clients know."),
+            Row("tls-ca-cert-file", _with_tls(lambda _p, f: f.ca), "Who signs all certificates."),
             Row(
                 "tls-cert-file",
-                _with_tls(lambda _, f: f.certificate),
+                _with_tls(lambda _p, f: f.certificate),
                 "Shown to clients, replicas and the other nodes; its names are their addresses.",
             ),
-            Row("tls-key-file", _with_tls(lambda _, f: f.key), "Readable for the server alone."),
+            Row("tls-key-file", _with_tls(lambda _p, f: f.key), "Readable for the server alone."),
             Row(
                 "tls-auth-clients",
-                _with_tls(lambda *_: "yes"),
+                _with_tls(lambda _p, _f: "yes"),
                 "A client shows a certificate of the same authority: a password that was read "
                 "somewhere is not enough.",
             ),
             Row(
                 "tls-protocols",
-                _with_tls(lambda *_: '"TLSv1.2 TLSv1.3"'),
+                _with_tls(lambda _p, _f: '"TLSv1.2 TLSv1.3"'),
                 "Older versions of TLS are broken.",
             ),
             Row(
                 "tls-replication",
-                _with_tls(lambda *_: "yes"),
+                _with_tls(lambda _p, _f: "yes"),
                 "A replica gets everything, so it gets it encrypted.",
             ),
             Row(
@@ -688,7 +690,7 @@ def render(
         lines += ["", f"# --- {title} ---"]
         for option in found:
             name, value, why = given.pop(option.name, option)
-            lines += ["", f"# {why}", f"{name} {value}"]
+            lines += ["", *(f"# {line}" for line in wrap(why, 94)), f"{name} {value}"]
     if given:
         lines += ["", "# --- given by the caller ---"]
         lines += [f"{name} {value}" for name, value, _ in given.values()]
