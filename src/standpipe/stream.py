@@ -9,7 +9,7 @@ import msgspec
 
 from standpipe.codec import PlainLayout, check_codec
 from standpipe.errors import ConfigError, StreamNotFoundError
-from standpipe.keyspace import check_stream_name, definition_key, shard_keys, side_key
+from standpipe.keyspace import archived_key, check_stream_name, definition_key, shard_keys, side_key
 from standpipe.limits import SHARDS_MAX, STREAM_BYTES_MIN
 from standpipe.wire import Server
 
@@ -161,6 +161,10 @@ class Stream:
     def requeued_key(self, shard: int, group: str) -> str:
         """The key of the dead letters of a shard that were requeued for a group."""
         return side_key(self.keys[shard], f"requeued:{group}")
+
+    def archived_key(self, shard: int) -> str:
+        """The key of the entry ID up to which a shard is archived."""
+        return archived_key(self.keys[shard])
 
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""

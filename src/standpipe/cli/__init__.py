@@ -10,6 +10,8 @@ import typer
 
 from standpipe.cli import (
     ack,
+    archive,
+    bench,
     claim,
     dead,
     demo,
@@ -78,6 +80,9 @@ app.command(
 app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
     status.status
 )
+app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(
+    bench.bench
+)
 app.command(
     "doctor", short_help="What is wrong, why it matters, what mends it.", epilog=doctor.EXAMPLE
 )(doctor.doctor)
@@ -102,6 +107,9 @@ spools.command("verify", short_help="Look for damage.", epilog=spool.VERIFY_EXAM
 spools.command("drain", short_help="Send what waits.", epilog=spool.DRAIN_EXAMPLE)(spool.drain)
 app.add_typer(spools, name="spool", short_help="Show, check or drain a producer's spool.")
 app.add_typer(group.app, name="group", short_help="Create, list, move and delete consumer groups.")
+app.add_typer(
+    archive.app, name="archive", short_help="Keep a stream's events in Parquet files, for good."
+)
 app.command(
     "pending",
     short_help="What a group has not acknowledged, and who has it.",

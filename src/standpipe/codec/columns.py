@@ -14,6 +14,7 @@ from standpipe.codec.payload import Block, check_size, pack, unpack
 from standpipe.codec.table import settled_table
 from standpipe.errors import DecodeError, InputError
 from standpipe.event import Event
+from standpipe.limits import COLUMNS_ZSTD_LEVEL
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +35,7 @@ def encode_columns(table: pa.Table, *, compress: bool = True) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return pack(sink.getvalue().to_pybytes(), compress)
+    return pack(sink.getvalue().to_pybytes(), compress, COLUMNS_ZSTD_LEVEL)
 
 
 class ColumnsEntry(Block):

@@ -18,6 +18,7 @@ from standpipe.codec import (
     encode_columns,
     encode_plain,
     events_to_table,
+    row_part,
     rows_part,
 )
 from standpipe.errors import (
@@ -37,6 +38,7 @@ from standpipe.limits import (
     BUFFER_EVENTS_MAX,
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
+    PART_EVENTS_MAX,
     SEND_DEADLINE_MS,
     SEQUENCE_TTL_MS,
     SPOOL_AFTER_MS,
@@ -207,9 +209,10 @@ class Producer:
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
             self._layout = definition.layout
-            if self._codec == "plain" and definition.entries_max is not None:
+            if self._codec == "plain":
                 # A run with more entries than the stream may have could never be added.
-                self._block_events_max = min(self._block_events_max, definition.entries_max)
+                entries_max = definition.entries_max or PART_EVENTS_MAX
+                self._block_events_max = min(self._block_events_max, PART_EVENTS_MAX, entries_max)
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
                 self._overflow = await asyncio.to_thread(self._bound, self._spool, buffer)
@@ -390,10 +393,10 @@ class Producer:
         if self._codec == "columns":
             receipts = await self._put(self._encode_tables([(shard, [event], range(1))]))
             return receipts.first()
-        part, _, arguments = next(self._encode([event]))
+        part, arguments = self._encode_one(event)
         if self._on_full == "raise":
             self._buffer.require_room(len(part), 1)
-        else:
+        elif not self._buffer.has_room(len(part), 1):
             await self._buffer.wait_for_room(len(part), 1)
         block = self._buffer.add(shard, self._mark, part, 1, arguments)
         if block.count >= self._block_events_max:
@@ -416,8 +419,13 @@ class Producer:
         """
         self._buffer.require_open()
         listed = list(events)
-        if set(map(type, listed)) <= {Event}:
+        kinds = set(map(type, listed))
+        if kinds <= {Event}:
             given = cast("list[Event]", listed)
+        elif kinds == {dict}:
+            dicts = cast("list[dict[str, Any]]", listed)
+            names = self.stream.definition
+            given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
         else:
             given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
         check_events(given)
@@ -456,8 +464,10 @@ class Producer:
         )
 
     def _split(self, events: list[Event]) -> Iterable[tuple[Shard, list[Event], Sequence[int]]]:
-        """The events by shard, cut to blocks, with their positions in the list."""
+        """The events by shard, cut to parts of blocks, with their positions in the list."""
         step = self._block_events_max
+        if self._codec != "columns":
+            step = min(step, PART_EVENTS_MAX)
         if len(self._buffer.shards) == 1:
             for start in range(0, len(events), step):
                 chunk = events[start : start + step]
@@ -500,6 +510,15 @@ class Producer:
             yield from self._encode(events[half:])
             return
         yield part, len(events), 0
+
+    def _encode_one(self, event: Event) -> tuple[bytes, int]:
+        """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
+        if self._codec == "plain":
+            part, _, arguments = next(self._encode_plain([event]))
+            return part, arguments
+        part = row_part(event)
+        self._check_size(event.key, event.time, len(part))
+        return part, 0
 
     def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         parts: list[bytes] = []
@@ -605,7 +624,8 @@ class Producer:
                 piece.shard, piece.mark, piece.part, piece.count, piece.arguments
             )
             receipts.add(block, block.count - piece.count, piece.count, piece.positions)
-            if waits:
+            if waits and (piece.arguments is None or block.count >= self._block_events_max):
+                # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
 

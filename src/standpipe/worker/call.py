@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Iterable
+from itertools import accumulate
 
 from standpipe.event import Batch, Event, EventId
+from standpipe.worker.acks import Acks
 
 
 class Open:
@@ -29,7 +33,7 @@ class Open:
 class Call:
     """One call of the handler to come: a batch, or one event of it."""
 
-    __slots__ = ("argument", "deliveries", "first", "is_suspect", "opened")
+    __slots__ = ("acks", "argument", "deliveries", "first", "is_suspect", "opened")
 
     def __init__(
         self,
@@ -48,6 +52,24 @@ class Call:
         """Times that the handler has been called for it, this one included."""
         self.is_suspect = is_suspect
         """Whether its workers may have died of it, and this is its last try."""
+        self.acks: Acks | None = None
+        """What the handler acknowledges while it runs, in manual mode."""
+
+    def pick(self, places: list[int]) -> Call:
+        """The same call for some of its events alone; ``places`` are ascending."""
+        argument = self.argument
+        if isinstance(argument, Event) or len(places) == len(argument):
+            return self
+        picked, indexes = argument.pick(places)
+        opened = [self.opened[index] for index in indexes]
+        first = picked.entries[0].id
+        return Call(picked, opened, first, self.deliveries, is_suspect=self.is_suspect)
+
+    def counts_at(self, places: Iterable[int]) -> tuple[list[Open], list[int]]:
+        """The open entries that some of its events are of, and how many of each, in order."""
+        ends = list(accumulate(event_counts(self.argument)))
+        found = Counter(bisect_right(ends, place) for place in places)
+        return [self.opened[index] for index in sorted(found)], [found[i] for i in sorted(found)]
 
 
 class Calls(asyncio.Queue[Call]):
@@ -71,3 +93,8 @@ class Calls(asyncio.Queue[Call]):
     def _put(self, item: Call) -> None:
         # asyncio.Queue lets its subclasses decide where an item goes.
         (self._queue.appendleft if self._is_putting_back else self._queue.append)(item)
+
+
+def event_counts(argument: Batch | Event) -> list[int]:
+    """How many events of each entry a call is for."""
+    return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
