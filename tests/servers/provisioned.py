@@ -151,3 +151,10 @@ def provisioned(fleet: Fleet, description: Description, **options: Any) -> Provi
     )
     fleet._start(server)
     return server
+
+
+def refused(server: ProvisionedServer) -> list[str]:
+    """What the ACL has refused since the last call."""
+    rows = [dict(zip(row[::2], row[1::2], strict=True)) for row in server.command("ACL", "LOG")]
+    server.command("ACL", "LOG", "RESET")
+    return [f"{row['username']}: {row['reason']} {row['object']}" for row in rows]

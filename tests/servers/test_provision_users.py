@@ -32,7 +32,7 @@ from tests.conditions import eventually
 from tests.servers.commands import run
 from tests.servers.entries import make_events
 from tests.servers.fleet import KINDS, Fleet, require_server, selected_servers
-from tests.servers.provisioned import ProvisionedServer, described, provisioned
+from tests.servers.provisioned import ProvisionedServer, described, provisioned, refused
 from tests.servers.working import running, settled
 
 pytestmark = pytest.mark.servers
@@ -60,13 +60,6 @@ def users_server(
         yield server
     finally:
         fleet.close()
-
-
-def refused(server: ProvisionedServer) -> list[str]:
-    """What the ACL has refused since the last call."""
-    rows = [dict(zip(row[::2], row[1::2], strict=True)) for row in server.command("ACL", "LOG")]
-    server.command("ACL", "LOG", "RESET")
-    return [f"{row['username']}: {row['reason']} {row['object']}" for row in rows]
 
 
 # --- what each is for ----------------------------------------------------------------------------

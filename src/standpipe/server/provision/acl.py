@@ -105,9 +105,11 @@ GRANTS: Final[Mapping[UserRole, tuple[Grant, ...]]] = {
         Grant(
             ("requeued",),
             "exists xinfo|stream xinfo|groups xinfo|consumers xgroup|create xgroup|delconsumer "
-            "xreadgroup xrange xpending xclaim xautoclaim xack xtrim del",
+            "xreadgroup xrange xlen xpending xclaim xautoclaim xack xtrim del",
         ),
         Grant(("lease",), "hmget hset hdel set pttl pexpire del"),
+        # Asked of several of these keys at a time.
+        Grant(("shard", "requeued", "lease"), "exists"),
         Grant(("members",), "zadd zrem zremrangebyscore zrange"),
         Grant(("workers",), "hset hdel zadd zrem zrangebyscore pexpire"),
     ),
@@ -147,7 +149,7 @@ KEYLESS: Final[Mapping[UserRole, str]] = {
     "acl|getuser acl|list acl|users acl|log acl|dryrun slowlog|get slowlog|len slowlog|reset "
     "latency|latest latency|history latency|reset latency|doctor client|list client|info "
     "client|kill client|unpause memory|stats memory|doctor cluster|slot-stats",
-    "monitoring": "info time role dbsize scan slowlog|get slowlog|len latency|latest "
+    "monitoring": "info time role select dbsize scan slowlog|get slowlog|len latency|latest "
     "latency|history client|list memory|stats cluster|slot-stats",
 }
 """Commands without keys. CONFIG GET shows passwords, so only the operator has it."""

@@ -151,6 +151,9 @@ def machine_files(
     worker = next((user for user in description.users if user.role == "worker"), None)
     if worker is not None:
         found += _worker_files(description, worker)
+    keeper = next((user for user in description.users if user.role == "keeper"), None)
+    if keeper is not None:
+        found += _archiver_files(description, keeper)
     found.append(
         File(
             f"/etc/logrotate.d/{places.service}",
@@ -201,6 +204,30 @@ def _worker_files(description: Description, worker: UserNeed) -> list[File]:
         for group in stream.groups
     ]
     return found
+
+
+def _archiver_files(description: Description, keeper: UserNeed) -> list[File]:
+    return [
+        File(
+            f"{SYSTEMD}/standpipe-archiver@.service",
+            _client_unit(
+                description, "archive of %I", keeper,
+                f"{description.program} archive run %I --follow",
+                instance="/etc/standpipe/archive.env",
+            ),
+            "the archive of a stream: one instance for each", then=RELOAD,
+        ),
+        File(
+            "/etc/standpipe/archive.env",
+            "# Yours to change: `standpipe provision` writes it if it is not there.\n"
+            f"# A folder that {USER} may write to, or a URL.\n"
+            f"STANDPIPE_ARCHIVE={HOME}/archive\n",
+            "where the archive is",
+            0o640,
+            group=USER,
+            keeps_text=True,
+        ),
+    ]  # fmt: skip
 
 
 def instance_name(stream: str, group: str) -> str:
