@@ -67,13 +67,13 @@ async def test_a_client_shows_a_certificate(
     (tmp_path / "other.pem").write_text(other.certificate)
     (tmp_path / "other.key").write_text(other.key)
     foreign = f"ssl_certfile={tmp_path}/other.pem&ssl_keyfile={tmp_path}/other.key"
-    for refused in (
+    for bad in (
         f"{bare}?ssl_ca_certs={ca}",
         f"{bare}?ssl_ca_certs={ca}&{foreign}",
         bare.replace("rediss", "redis"),
     ):
         with pytest.raises(StandpipeError):
-            async with Stream("power", refused) as stream:
+            async with Stream("power", bad) as stream:
                 await stream.exists()
     async with Stream("power", url) as stream:
         assert not await stream.exists()

@@ -262,8 +262,9 @@ class Placement:
             if not command[0].startswith("systemd-") or os.geteuid() != 0:
                 return
             # These read the files that they are given from this machine's root.
-            files = (str(self.root / a[1:]) if a.startswith("/") else a for a in command[1:])
-            command = (command[0], f"--root={self.root.resolve()}", *files)
+            top = self.root.resolve()
+            files = (str(top / a[1:]) if a.startswith("/") else a for a in command[1:])
+            command = (command[0], f"--root={top}", *files)
         try:
             ran = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=60, env=_plain()

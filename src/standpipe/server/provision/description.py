@@ -111,6 +111,9 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bind: tuple[str, ...] = ("127.0.0.1",)
     """Addresses of the internal network to listen on."""
     port: int = 6379
+    networks: tuple[str, ...] = ()
+    """From where clients come, ``10.0.0.0/24``: the kernel lets no other packet to the server; none
+    named: from anywhere."""
     hostnames: tuple[str, ...] = ()
     """Names that clients use for this server; its certificate carries them."""
     tls: bool = True
@@ -281,6 +284,11 @@ def _check_network(found: Description) -> None:
     top = 55_535 if found.role == "cluster" else 65_535
     if not 1 <= found.port <= top:
         raise _wrong("port", found.port, f"1 to {top} (a cluster's bus is 10000 above it).")
+    for network in found.networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise _wrong("networks", network, "A network, such as 10.0.0.0/24.") from None
     for name in found.hostnames:
         if not _HOST.fullmatch(name):
             raise _wrong("hostnames", name, "A host's name, such as queue-1.example.net.")

@@ -149,9 +149,7 @@ def _write_all(
         path = folder / name
         wanted = (modes or {}).get(name, mode)
         try:
-            # 0700: what is below may be secret whatever its mode will be in its place.
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(path.parent)
             if path.exists() and path.read_text("utf-8", "replace") == text:
                 path.chmod(wanted)
                 continue
@@ -161,6 +159,14 @@ def _write_all(
                 f"{path} cannot be written: {error.strerror or error}",
                 hint="Name a folder that you may write to with --out, on a disk with free space.",
             ) from error
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and those above it that are missing, closed to others: what is below may be
+    secret whatever its mode will be in its place."""
+    if not folder.exists():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_whole(path: Path, text: str, mode: int, owner: tuple[int, int] | None = None) -> None:

@@ -6,6 +6,7 @@ redis-server` stays what it was. It is shut in further: see docs/provision.md fo
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Final
 
@@ -82,7 +83,7 @@ RuntimeDirectory={places.user}
 RuntimeDirectoryMode=0750
 ReadWritePaths=-{description.folder}
 ReadWritePaths=-/var/log/{places.user}
-
+{_networks(description)}
 {_SHUT_IN}# The server compiles nothing at run time.
 MemoryDenyWriteExecute=true
 # It can run no other program, so nobody who breaks in has a shell.
@@ -92,6 +93,23 @@ ExecPaths={program} -/usr/bin/{places.user}-check-rdb /usr/lib -/usr/lib64 -/lib
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _networks(description: Description) -> str:
+    if not description.networks:
+        return ""
+    nodes = [node.host for node in description.servers if _is_address(node.host)]
+    allowed = " ".join(dict.fromkeys(("localhost", *description.networks, *nodes)))
+    why = "# Clients and the other servers; packets of all others do not reach it."
+    return f"{why}\nIPAddressDeny=any\nIPAddressAllow={allowed}\n"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _client_unit(
