@@ -27,6 +27,9 @@ IPV6_MTU: Final = 24
 PMTUDISC_PROBE: Final = 3
 """Set DF, and leave what the kernel has learned about the way aside: it is what is measured."""
 
+_ECHO_REPLIES: Final = (0, 129)
+"""The types of ICMP and of ICMPv6."""
+
 _HEADERS: Final = {socket.AF_INET: 20 + 8, socket.AF_INET6: 40 + 8}
 """Bytes of the IP and ICMP headers."""
 
@@ -162,7 +165,11 @@ def _gets_through(echo: socket.socket, family: int, address: Any, size: int) -> 
 def _answered(echo: socket.socket, mark: bytes) -> bool:
     deadline = time.monotonic() + PROBE_MS_MAX / 1000
     while time.monotonic() < deadline:
-        if mark in echo.recv(65_536):
+        packet = echo.recv(65_536)
+        if echo.type == socket.SOCK_RAW and echo.family == socket.AF_INET:
+            packet = packet[(packet[0] & 15) * 4 :]
+        # An error of a router on the way comes here too, and quotes the packet that it dropped.
+        if packet[0] in _ECHO_REPLIES and mark in packet:
             return True
     return False
 
