@@ -21,10 +21,10 @@ ADMIN = "admin"
 """A user that the tests have beside those of the bundle, who may do everything."""
 
 
-def described(name: str, **fields: Any) -> Description:
+def described(server: str, /, **fields: Any) -> Description:
     """A description for one of the fleet's servers, on a machine of 1 GiB."""
     given: dict[str, Any] = {
-        "server": name,
+        "server": server,
         "memory": "1GiB",
         "cores": 2,
         "tls": False,

@@ -19,7 +19,7 @@ from typing import Final
 
 from standpipe.server.provision import acl, serverconf
 from standpipe.server.provision.bundle import Secrets, server_key, server_plan
-from standpipe.server.provision.description import Description
+from standpipe.server.provision.description import Description, is_address
 from standpipe.server.provision.layout import HEAD, Places
 
 CONTAINER_USER: Final = 999
@@ -51,16 +51,18 @@ def files(description: Description, secrets: Secrets) -> dict[str, str]:
 def haproxy(description: Description, secrets: Secrets) -> str:
     """The way to the primary, whichever server that is."""
     password = secrets.passwords["balancer"]
-    tls = ""
+    checked = ""
     if description.tls:
-        tls = " check-ssl ca-file /etc/haproxy/ca.pem verify required crt /etc/haproxy/balancer.pem"
-        tls += " verifyhost {host}"
-    servers = [
-        f"    server {_dns_label(f'{node.host}-{node.port}')} {node} check inter 1s fall 2 rise 2"
-        + tls.format(host=node.host)
-        + " on-marked-down shutdown-sessions"
-        for node in description.servers
-    ]
+        checked = " check-ssl ca-file /etc/haproxy/ca.pem verify required"
+        checked += " crt /etc/haproxy/balancer.pem"
+    servers: list[str] = []
+    for node in description.servers:
+        # HAProxy compares names alone; a server that goes by its address is known by its authority.
+        name = f" verifyhost {node.host}" if checked and not is_address(node.host) else ""
+        servers.append(
+            f"    server {_dns_label(f'{node.host}-{node.port}')} {node} check inter 1s fall 2 "
+            f"rise 2{checked}{name} on-marked-down shutdown-sessions"
+        )
     note = (
         "# Clients' TLS goes through to the server. For the check alone this machine needs ca.pem\n"
         "# and, in one file, the balancer's certificate and key (secrets/clients/balancer.*).\n"

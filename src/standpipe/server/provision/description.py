@@ -303,17 +303,23 @@ def _check_network(found: Description) -> None:
         )  # fmt: skip
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is given by its address, not by a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _node(text: str, port_default: int) -> Node:
     found = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?|([^:\s]+)(?::(\d+))?", text)
     host, port = "", 0
     if found:
         host = found[1] or found[3]
         port = int(found[2] or found[4] or port_default)
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if not _HOST.fullmatch(host):
-            port = 0
+    if not is_address(host) and not _HOST.fullmatch(host):
+        port = 0
     if not 1 <= port <= 65_535:
         raise _wrong("nodes", text, "host or host:port, an IPv6 address in brackets.")
     return Node(host, port)

@@ -6,11 +6,10 @@ redis-server` stays what it was. It is shut in further: see docs/provision.md fo
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Final
 
-from standpipe.server.provision.description import Description, UserNeed
+from standpipe.server.provision.description import Description, UserNeed, is_address
 from standpipe.server.provision.layout import HOME, USER, File, Places, url
 
 SYSTEMD: Final = "/etc/systemd/system"
@@ -98,18 +97,10 @@ WantedBy=multi-user.target
 def _networks(description: Description) -> str:
     if not description.networks:
         return ""
-    nodes = [node.host for node in description.servers if _is_address(node.host)]
+    nodes = [node.host for node in description.servers if is_address(node.host)]
     allowed = " ".join(dict.fromkeys(("localhost", *description.networks, *nodes)))
     why = "# Clients and the other servers; packets of all others do not reach it."
     return f"{why}\nIPAddressDeny=any\nIPAddressAllow={allowed}\n"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _client_unit(
