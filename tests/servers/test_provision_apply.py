@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from standpipe.server.provision.bundle import Secrets
 from standpipe.server.provision.description import Description, complete, parse, read
 from standpipe.server.provision.layout import File
 from standpipe.server.provision.serverconf import plan_memory, said_version
-from tests.servers.commands import run
+from tests.servers.commands import ENV, run
 from tests.servers.provisioned import described
 
 DESCRIPTION = """
@@ -201,6 +203,47 @@ def test_users_are_made_first(place: Path) -> None:
     passwd = (place / "root/etc/passwd").read_text()
     assert "redis:" in passwd and "standpipe:" in passwd
     assert (place / "root/etc/redis/redis.conf").stat().st_uid != 0
+
+
+# The machine's own /etc and /var are overlaid, and vm.* is not to be changed for all others.
+IN_A_MACHINE = """
+set -e
+for name in etc var; do
+    mkdir -p $1/$name
+    mount -t tmpfs none $1/$name
+    mkdir $1/$name/up $1/$name/work
+    mount -t overlay none -o lowerdir=/$name,upperdir=$1/$name/up,workdir=$1/$name/work /$name
+done
+mount --bind /proc/sys/vm /proc/sys/vm && mount -o remount,ro,bind /proc/sys/vm
+shift
+set +e
+"$@"
+echo "code $?"
+cat /proc/sys/net/core/somaxconn
+stat -c '%a %U' /etc/redis/redis.conf
+"""
+
+
+def test_on_a_machine_itself(place: Path) -> None:
+    """Put in place on a machine, parameters of the kernel are in force at once; a command that
+    fails is shown, and makes the exit code 1 though the files are there."""
+    if os.geteuid() != 0 or shutil.which("sysctl") is None:
+        pytest.skip("needs root: it is put in place")
+    options = ["provision", str(place / "queue.toml"), "--out", str(place / "bundle"), "--apply"]
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", IN_A_MACHINE, "sh", str(place / "over"),
+         sys.executable, "-m", "standpipe", *options],
+        capture_output=True, text=True, check=False, timeout=120, env=ENV,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("needs root: that may mount")
+    assert "code 1\n65535\n600 redis\n" in done.stdout, done.stdout[-2000:] + done.stderr
+    said = re.findall(r"^ran +(.*)$", done.stdout, re.MULTILINE)
+    assert said[0].startswith("systemd-sysusers") and said[0].endswith(": ok")
+    assert any(line.startswith("sysctl -q -p") for line in said)
+    assert any(line.startswith("systemctl daemon-reload") for line in said)
+    assert "restart  systemctl restart redis-server" in done.stdout
+    assert not Path("/etc/sysctl.d/90-standpipe.conf").exists()
 
 
 def test_another_machine_has_the_same_secrets(place: Path) -> None:

@@ -17,7 +17,7 @@ from standpipe.server.provision.bundle import Secrets
 from standpipe.testing import Ledger, check, send_and_record
 from tests.conditions import eventually, eventually_sync
 from tests.servers.entries import make_events
-from tests.servers.fleet import TLS, Fleet, TestCluster, require_server
+from tests.servers.fleet import KINDS, TLS, Fleet, TestCluster, require_server
 from tests.servers.provisioned import ProvisionedServer, described, provisioned, refused
 from tests.servers.working import running
 
@@ -54,6 +54,18 @@ async def test_a_ledger_that_balances(tls_provisioned: ProvisionedServer, tmp_pa
     """Over TLS with the bundle's certificates and users nothing is lost, and nothing is twice."""
     await _balances(tls_provisioned.url_of, "power", tmp_path)
     assert refused(tls_provisioned) == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_every_server_without_tls(name: str, own_fleet: Fleet, tmp_path: Path) -> None:
+    """The same on every server there is, without TLS, on one shard and on three."""
+    require_server(name)
+    streams = [{"name": "power", "groups": ["g"]}, {"name": "water", "shards": 3}]
+    server = provisioned(own_fleet, described(name, streams=streams))
+    for stream, shards in (("power", 1), ("water", 3)):
+        (tmp_path / stream).mkdir()
+        await _balances(server.url_of, stream, tmp_path / stream, shards)
+    assert refused(server) == []
 
 
 async def test_a_client_shows_a_certificate(
