@@ -755,6 +755,8 @@ class LedgerUnsoundError(LedgerError):
 class ProvisionError(StandpipeError):
     """A bundle could not be written, read or put in place; what was replaced before is kept."""
 
+    default_hint = "Mend what the message names and run it again: it goes on where it stopped."
+
 
 # --- the embedded server -------------------------------------------------------------------------
 
