@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from standpipe import datasets, errors, groups, sync
+    from standpipe import datasets, errors, groups, replay, sync
     from standpipe.archive import Archive, Archiver
     from standpipe.deadletter import DeadLetters, Selection
     from standpipe.errors import StandpipeError
@@ -45,6 +45,7 @@ __all__ = [
     "datasets",
     "errors",
     "groups",
+    "replay",
     "sync",
 ]
 
@@ -67,7 +68,7 @@ _HOMES = {
     "Stream": "stream",
     "Worker": "worker",
 }
-_MODULES = ("datasets", "errors", "groups", "sync")
+_MODULES = ("datasets", "errors", "groups", "replay", "sync")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,9 @@ _UNITS_MS: Final = {
     "w": 7 * 86_400_000,
 }
 _DURATION: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*(ms|s|min|m|h|d|w)", re.ASCII)
+# A date, alone or with what is no digit behind it: T, a blank.
+_ISO: Final = re.compile(r"\d{4}(-?\d{2}-?\d{2}|-?W\d{2}(-?\d)?)(\D|$)", re.ASCII)
+_ISO_CHARS_MAX: Final = 64
 _DURATION_HINT: Final = "Write a number and a unit: 500ms, 30s, 5m, 2h, 7d."
 _TIME_HINT: Final = (
     "Write milliseconds since the epoch (1700000000000), ISO 8601 (2026-01-31T12:00:00Z), "
@@ -83,13 +86,23 @@ def parse_time(value: str | int | float, *, name: str = "time", now: int | None 
     elif isinstance(given, str):
         found = _parse_text(given.strip(), now)
     if found is None:
-        raise ConfigError(f"{name} is {value!r}, not a time", hint=_TIME_HINT)
+        raise ConfigError(f"{name} is {_shown(value)}, not a time", hint=_TIME_HINT)
     if not TIME_MS_MIN <= found <= TIME_MS_MAX:
         raise ConfigError(
-            f"{name} is {value!r}, outside the years 1 to 9999",
+            f"{name} is {_shown(value)}, outside the years 1 to 9999",
             hint="Times are milliseconds; microseconds or nanoseconds have to be divided first.",
         )
     return found
+
+
+def _shown(value: object) -> str:
+    """A wrong value for the message: some of it, if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes out no int of more than some thousand digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:80]}…"
 
 
 def _parse_text(text: str, now: int | None) -> int | None:
@@ -103,14 +116,17 @@ def _parse_text(text: str, now: int | None) -> int | None:
         except ConfigError:
             return None
         return (now_ms() if now is None else now) - ago
+    if len(text) > _ISO_CHARS_MAX or not _ISO.match(text):
+        # fromisoformat takes any run of digits for a date, a time and fractions of a second.
+        return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        # Whole milliseconds by integers: timestamp() is a float and loses some.
+        delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    # Whole milliseconds by integers: timestamp() is a float and loses some.
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
 
 

@@ -17,6 +17,7 @@ StandpipeError
 ├── EventTypeError              an event that is not of the type that the handler takes
 ├── StreamError                 the stream is not what the caller takes it for
 │   ├── StreamNotFoundError     nothing stands at the key
+│   ├── NotKeptError            nothing as old as what is asked for is kept any more
 │   ├── WrongTypeError          the key holds something else than a stream
 │   ├── GroupNotFoundError      the group is not there (any more)
 │   ├── LetterNotFoundError     the dead letter is not there (any more)
@@ -53,6 +54,10 @@ StandpipeError
 │   ├── ArchiveUnusableError    the folder or the rights on it do not do
 │   ├── ArchiveDamagedError     a file is not what was written
 │   └── ArchiveInUseError       another process archives the shard
+├── ReplayError                 a replay into a file or another stream
+│   ├── ReplayFileError         the file cannot be written
+│   ├── ReplayInUseError        another process replays under that name
+│   └── ReplayLostError         what was to be sent again is not kept any more
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -261,6 +266,23 @@ class StreamNotFoundError(StreamError):
     """Nothing stands at the stream's key."""
 
     default_hint = "Check the name and the URL, or send an event first: that creates the stream."
+
+
+class NotKeptError(StreamError):
+    """What is asked for is older than anything that is kept: it was trimmed.
+
+    Args:
+        oldest: The oldest entry there is, an EventId; None: there is none.
+    """
+
+    default_hint = (
+        "Ask for that time or a later one, or pass --from-oldest (from_oldest=True) to begin with "
+        "what there is."
+    )
+
+    def __init__(self, message: str, *, oldest: Any = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.oldest = oldest
 
 
 class WrongTypeError(StreamError):
@@ -569,6 +591,34 @@ class ArchiveInUseError(ArchiveError):
     def __init__(self, message: str, *, left_ms: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.left_ms = left_ms
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+class ReplayError(StandpipeError):
+    """A replay could not be carried out."""
+
+
+class ReplayFileError(ReplayError):
+    """The file of a replay cannot be written: disk full, rights, no such folder. None was made."""
+
+    default_hint = "Give the path of a file in a folder with free space that this user may write."
+
+
+class ReplayInUseError(ReplayError):
+    """Another process replays into the stream under the same name."""
+
+    default_hint = "Wait until it ends, or give this replay another name with --name."
+
+
+class ReplayLostError(ReplayError):
+    """A replay was interrupted, and the events that it was sending are not kept any more: which of
+    them have arrived cannot be told."""
+
+    default_hint = (
+        "Look at the end of the target stream, and begin anew with another --name and --from."
+    )
 
 
 # --- the server and the way to it ----------------------------------------------------------------

@@ -166,6 +166,14 @@ class Stream:
         """The key of the entry ID up to which a shard is archived."""
         return archived_key(self.keys[shard])
 
+    def report_keys(self, group: str) -> tuple[str, str]:
+        """The keys of what the workers of a group say they do, and of how long each is believed.
+
+        Beside the first shard, for they are of the whole stream.
+        """
+        key = self.keys[0]
+        return side_key(key, f"workers:{group}"), side_key(key, f"workers-until:{group}")
+
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""
         for key in self.keys:

@@ -12,7 +12,7 @@ import pytest
 
 from standpipe import config, errors
 from standpipe.cli import app
-from standpipe.keyspace import definition_key, shard_keys, side_key
+from standpipe.keyspace import archived_key, definition_key, shard_keys, side_key
 from tests.servers.fleet import TestServer
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +148,17 @@ def test_the_archive_example_runs(server: TestServer, tmp_path: Path) -> None:
     out = _run_example("archive.py", server, cwd=tmp_path)
     assert f"```\n{out}```" in (ROOT / "docs" / "archive.md").read_text()
     assert list(tmp_path.glob("archive/stream=archived_pump_stream/date=*/hour=*/*.parquet"))
+
+
+def test_the_replay_example_runs(fresh: TestServer) -> None:
+    """examples/replay.py reads over the seam, into a file and into another stream; what it prints
+    is what docs/replay.md shows."""
+    for name in ("replay_example_stream", "replay_example_copy"):
+        fresh.command("UNLINK", *shard_keys(name, 1), *shard_keys(name, 2), definition_key(name))
+        fresh.command("UNLINK", *(archived_key(key) for key in shard_keys(name, 2)))
+        fresh.command("UNLINK", side_key(name, "replay:example"))
+    out = _run_example("replay.py", fresh)
+    assert f"```\n{out}```" in (ROOT / "docs" / "replay.md").read_text()
 
 
 def test_the_ledger_example_runs(fresh: TestServer, tmp_path: Path) -> None:

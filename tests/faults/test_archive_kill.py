@@ -91,6 +91,7 @@ async def finish(stream: Stream, archive: Archive) -> None:
     found = await verify(archive, stream.name, stream)
     assert found.is_sound, found.findings
     assert [each for each in found.findings if each.kind == "superseded"] == []
+    assert list((Path(archive.place.shown) / "_unfinished").glob("*")) == []
     for shard, key in enumerate(stream.keys):
         cursor = await stream.server.call("GET", stream.archived_key(shard), key=key)
         assert cursor.decode() == archive.position(stream.name, shard).entry

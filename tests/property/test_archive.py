@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,6 +133,16 @@ def expected(rows: Sequence[Row]) -> tuple[list[tuple[str, Exact]], list[tuple[s
     return read, raw
 
 
+@contextlib.contextmanager
+def new_archive() -> Iterator[Archive]:
+    """An archive in memory: forcing so many files to a disk would take most of the time."""
+    url = f"memory://{uuid.uuid4().hex}"
+    try:
+        yield Archive(url)
+    finally:
+        fsspec.filesystem("memory").rm(url, recursive=True)
+
+
 def store(archive: Archive, rows: Sequence[Row], cuts: Sequence[int]) -> None:
     """Archive entries, in pieces that end at some of them."""
     after = BEGIN
@@ -185,8 +196,7 @@ def test_what_is_archived_comes_back(rows: list[Row], data: st.DataObject) -> No
     were put together from them: the same events, types included; and entries that no codec reads,
     with their raw fields."""
     cuts = sorted(data.draw(st.sets(st.integers(0, len(rows)), max_size=3)))
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Archive(Path(folder))
+    with new_archive() as archive:
         store(archive, rows, cuts)
         assert read(archive) == expected(rows)
         before = archive.files("s")
@@ -200,8 +210,7 @@ def test_what_is_archived_comes_back(rows: list[Row], data: st.DataObject) -> No
 @given(entries(), st.data())
 def test_what_is_asked_for(rows: list[Row], data: st.DataObject) -> None:
     """Bounds, keys and event times leave out exactly the events that they should."""
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Archive(Path(folder))
+    with new_archive() as archive:
         store(archive, rows, [len(rows) // 2])
         everything, _ = expected(rows)
         ids = [EventId.parse(id) for id, _ in everything] or [EventId(START, 0)]
@@ -229,8 +238,7 @@ def test_tables_have_the_columns_of_all_files(blocks: list[list[Event]]) -> None
         (b"%d-0" % (START + at), block_fields("rows", len(block), encode_rows(block)))
         for at, block in enumerate(blocks)
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Archive(Path(folder))
+    with new_archive() as archive:
         store(archive, rows, list(range(1, len(rows))))
         tables = [table.table for table in archive.read("s")]
         assert {table.schema for table in tables} == {archive.schema("s")}

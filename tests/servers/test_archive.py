@@ -13,6 +13,8 @@ import pytest
 
 from standpipe import Event, EventId, Stream
 from standpipe.archive import Archive, Archiver, detach, status, verify
+from standpipe.archive import archiver as archiver_module
+from standpipe.archive.file import Draft
 from standpipe.archive.lease import take
 from standpipe.codec import check_table, decode_entry
 from standpipe.errors import (
@@ -193,6 +195,29 @@ async def test_the_files_are_the_truth(
     done = await Archiver(stream, elsewhere).run()
     assert "another place" in done.said[0]
     assert numbers_of(elsewhere, stream.name) == list(range(6))
+
+
+@one_server
+async def test_a_cursor_that_goes_in_the_middle(
+    server: TestServer, stream: Stream, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detached by force, or lost by the server, while the shard is being archived: it is said and
+    not brought back by this turn, which what was trimmed meanwhile would be behind."""
+    for n in range(9):
+        add(server, stream.name, f"100-{n}", n)
+    original = archiver_module.build
+
+    def build(draft: Draft) -> object:
+        server.command("DEL", stream.archived_key(0))
+        return original(draft)
+
+    monkeypatch.setattr(archiver_module, "build", build)
+    done = await Archiver(stream, archive, rows_max=3).run()
+    assert (done.files, await cursors(stream)) == (1, [None])
+    assert "is gone" in done.said[0]
+    monkeypatch.undo()
+    assert (await Archiver(stream, archive).run()).events == 6
+    assert numbers_of(archive, stream.name) == list(range(9))
 
 
 @one_server

@@ -142,5 +142,5 @@ async def test_looking_costs_one_command(
         async with running(worker):
             await works(worker, stream)
             before, began = calls(server, "exists"), time.monotonic()
-            await eventually(lambda: calls(server, "exists") >= before + 3)
+            await eventually(lambda: calls(server, "exists") >= before + 2)
             assert calls(server, "exists") - before <= (time.monotonic() - began) / 0.8 + 2

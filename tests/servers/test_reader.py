@@ -12,6 +12,7 @@ from standpipe import Batch, Event, EventId, Producer, Reader, Stream
 from standpipe.clock import format_time, now_ms
 from standpipe.codec import block_fields, encode_rows
 from standpipe.errors import ConfigError, StreamNotFoundError, WrongTypeError
+from standpipe.reader.source import Source
 from standpipe.wire import Server
 from tests.conditions import eventually
 from tests.servers.entries import TIME, make_events, numbers, require_once_in_order
@@ -276,7 +277,7 @@ async def test_a_fault_while_following_is_raised(
     def broken(*_: object) -> None:
         raise KeyError("a fault of ours")
 
-    monkeypatch.setattr(Reader, "_decode", broken)
+    monkeypatch.setattr(Source, "_decoded", broken)
     async with Stream(stream_name, wire) as stream:
         add_plain(server, stream_name, "1-1", 1)
         async with aclosing(Reader(stream, start="$", follow=True).batches()) as batches:

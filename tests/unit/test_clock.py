@@ -240,3 +240,28 @@ def test_zones_are_taken_into_account_to_the_millisecond(moment: datetime, minut
 def test_times_are_shown_as_iso_8601_in_utc(ms: int, text: str) -> None:
     """Always UTC, always three digits of milliseconds, always four of the year."""
     assert format_time(ms) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1" * 31,
+        "20260131" + "1" * 30,
+        "2026-01-31" + "1" * 30,
+        "-" + "9" * 15 + "d",
+        "-" + "9" * 400 + "d",
+        "-" + ("9" * 15 + "d") * 300,
+        "9" * 400,
+        10**400,
+        pytest.param(10**5000, id="thousands of digits"),
+        1e308,
+        "0001-01-01T00:00+23:59",
+    ],
+)
+def test_overlong_times_are_refused(value: Any) -> None:
+    """Neither a run of digits nor a number beyond all calendars is a time, and the error stays
+    readable."""
+    with pytest.raises(ConfigError) as caught:
+        parse_time(value)
+    assert len(str(caught.value)) < 200
+    assert caught.value.hint

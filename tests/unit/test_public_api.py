@@ -15,7 +15,7 @@ NAMES = {
     "Archive", "Archiver",
     "Batch", "Context", "DeadLetters", "EmbeddedServer", "Event", "EventId", "Producer", "Reader",
     "Receipt", "Reject", "Retry", "Selection", "StandpipeError", "Stream", "Worker", "__version__",
-    "datasets", "errors", "groups", "sync",
+    "datasets", "errors", "groups", "replay", "sync",
 }  # fmt: skip
 """Taking one away breaks programs; adding one is a promise."""
 HEAVY = {

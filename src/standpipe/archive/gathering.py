@@ -12,7 +12,7 @@ import msgspec
 
 from standpipe.archive.fields import Part, part_of_events, part_of_raw, part_of_table
 from standpipe.archive.file import Draft
-from standpipe.archive.names import slice_of
+from standpipe.archive.names import slice_end
 from standpipe.codec import ColumnsEntry, PlainLayout, decode_entry
 from standpipe.errors import DecodeError
 from standpipe.event import Event, EventId
@@ -72,7 +72,8 @@ class Gathering:
         self.shard: Final = shard
         self._layout: Final = layout
         self._rows_max: Final = rows_max
-        self._slice: int | None = None
+        self._slice_end = 0
+        """The first millisecond, of IDs that only rise, that another file has."""
         self._parts: list[Part] = []
         self._rows = 0
         self._bytes = 0
@@ -99,9 +100,9 @@ class Gathering:
         for entry_id, fields in rows:
             ms, _, seq = entry_id.partition(b"-")
             id = int(ms), int(seq)
-            if self._slice is not None and self._slice != slice_of(id[0]):
+            if id[0] >= self._slice_end:
                 yield from self.finish()
-            self._slice = slice_of(id[0])
+                self._slice_end = slice_end(id[0])
             try:
                 events, table = self._decoded(entry_id, fields)
             except DecodeError as error:
@@ -113,9 +114,9 @@ class Gathering:
             count = len(events) if table is None else table.num_rows
             if self._raw or table is not None:
                 yield from self._flush()
-            if self.rows and self.rows + count > self._rows_max:
+            have = self.rows
+            if have and have + count > self._rows_max:
                 yield from self.finish()
-                self._slice = slice_of(id[0])
             waiting = _Waiting((*id, count), fields)
             if table is not None:
                 yield from self._take(part_of_table([waiting.rows], table), waiting)
@@ -171,7 +172,6 @@ class Gathering:
         drafts = list(self._flush())
         if self._parts:
             drafts.append(self._draft())
-        self._slice = None
         return drafts
 
     def _draft(self) -> Draft:

@@ -60,6 +60,11 @@ def slice_of(ms: int) -> int:
     return min(ms, TIME_MS_MAX) // ARCHIVE_SLICE_MS
 
 
+def slice_end(ms: int) -> int:
+    """The first millisecond behind the slice that an entry's time is in."""
+    return 2**64 if ms > TIME_MS_MAX else (slice_of(ms) + 1) * ARCHIVE_SLICE_MS
+
+
 def slice_folder(stream: str, ms: int) -> str:
     """The folder of a slice: ``stream=meters/date=2026-11-24/hour=14``."""
     start = datetime.fromtimestamp(slice_of(ms) * ARCHIVE_SLICE_MS // 1000, tz=UTC)

@@ -94,6 +94,11 @@ class Archive:
                 found = again
                 break
             found = again
+        # Of files that are gone nothing need be remembered.
+        there = {file.path for file in found}
+        for path in [each for each in self._infos if each.startswith(f"{stream_folder(stream)}/")]:
+            if path not in there:
+                self._infos.pop(path, None)
         by_shard: dict[int, list[ArchiveFile]] = {}
         for file in found:
             by_shard.setdefault(file.shard, []).append(file)
@@ -298,12 +303,8 @@ class Archive:
         found = [piece for piece in found if _holds(piece, wanted)]
         if any(piece.file == left[0].file for piece in found):
             raise error  # It is in the listing, and yet not there.
-        reached = {(piece.file.shard, piece.file.generation): piece.file.last for piece in found}
-        for which, end in ends.items():
-            if reached.get(which, BEGIN) < end:
-                raise ArchiveDamagedError(
-                    f"{self.path(left[0].file)} is not there any more"
-                ) from error
+        if not any(_takes_the_place(piece, left[0]) for piece in found):
+            raise ArchiveDamagedError(f"{self.path(left[0].file)} is not there any more") from error
         return found
 
     def _of_piece(
@@ -330,6 +331,13 @@ class Archive:
 
 
 _NOTHING: Final = Chain((), (), (), ())
+
+
+def _takes_the_place(piece: Piece, gone: Piece) -> bool:
+    """Whether one has what comes first in another."""
+    one, other = piece.file, gone.file
+    is_same = (one.shard, one.generation) == (other.shard, other.generation)
+    return is_same and one.after <= gone.behind < one.last
 
 
 def _holds(piece: Piece, wanted: Selection) -> bool:

@@ -20,6 +20,7 @@ from standpipe.cli import (
     group,
     pending,
     provision,
+    replay,
     send,
     spool,
     status,
@@ -77,7 +78,12 @@ app.command(
 app.command(
     "tail", short_help="Print a stream's events; nothing is consumed.", epilog=tail.EXAMPLE
 )(tail.tail)
-app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
+app.command(
+    "replay",
+    short_help="Replay archived and live events into a file or stream.",
+    epilog=replay.EXAMPLE,
+)(replay.replay)
+app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
 )
 app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(

@@ -134,6 +134,9 @@ def set_(
     ],
     dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Also under consumers at work.")] = False,
+    from_oldest: Annotated[
+        bool, typer.Option("--from-oldest", help="To the oldest there is, if --to is older.")
+    ] = False,
     idle: Idle = None,
     count_max: Annotated[
         int, typer.Option("--count-max", min=1, help="Count so many entries of a shard, at most.")
@@ -142,14 +145,17 @@ def set_(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Move a group. What it has pending stays pending. Refuses while consumers are at work.
+    """Move a group. Refuses while consumers are at work, and to go back to what is not kept.
 
-    Entries are counted by reading them, unless the server's lag says how many they are.
+    Says how many entries, and events in them, that skips or delivers again; where they are many, as
+    an estimate ("about") or a lower bound ("at least"). What is pending stays pending.
     """
     import msgspec
 
+    from standpipe.event import EventId
     from standpipe.groups import move_group
     from standpipe.groups.shards import entries
+    from standpipe.reader import shown_point
     from standpipe.stream import Stream
 
     settings = settings_from(url=url)
@@ -158,7 +164,7 @@ def set_(
         async with Stream(stream, settings.url) as opened:
             return await move_group(
                 opened, group, to, shard=shard, active_ms=idle_ms(idle, settings),
-                count_max=count_max, dry_run=dry_run, force=force,
+                count_max=count_max, dry_run=dry_run, force=force, from_oldest=from_oldest,
             )  # fmt: skip
 
     found = run_async(run())
@@ -166,12 +172,24 @@ def set_(
         shards: Any = msgspec.to_builtins(found)
         print_json({"stream": stream, "group": group, "dry_run": dry_run, "shards": shards})
         return
+    would = "would be " if dry_run else ""
     for each in found:
         least = "" if each.is_exact else "at least "
-        would = "would be " if dry_run else ""
         what = "delivered again" if each.again else "skipped"
-        said = f"{least}{entries(each.again or each.skipped)} {would}{what}"
+        count = each.again or each.skipped
+        said = f"{least}{entries(count)} {would}{what}"
+        if count:
+            words = {"exact": "", "estimated": "about ", "at least": "at least "}
+            events = each.again_events or each.skipped_events
+            noun = "event" if events == 1 else "events"
+            said += f" ({words[each.events_are]}{events:,} {noun})"
         typer.echo(f"{each.key}  {each.before} -> {each.after}  {said}")
+        if each.pending:
+            more = ", those behind the point delivered again as well" if each.again else ""
+            typer.echo(f"  {entries(each.pending)} pending: they stay so{more}")
+        if each.lacks:
+            kept = "nothing" if each.oldest is None else shown_point(EventId.parse(each.oldest))
+            typer.echo(f"  older than what is kept: entries were trimmed, it begins at {kept}")
     if dry_run:
         typer.echo("dry run: nothing was changed")
 

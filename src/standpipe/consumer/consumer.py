@@ -222,6 +222,11 @@ class Consumer:
         return self._intake.in_flight
 
     @property
+    def in_flight_max(self) -> int:
+        """How many of them it takes."""
+        return self._intake.limits.events
+
+    @property
     def in_flight_bytes(self) -> int:
         """Bytes of their entries, as the server sent them."""
         return self._intake.in_flight_bytes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -11,10 +12,12 @@ from standpipe.errors import (
     ConfigError,
     ConsumerNotFoundError,
     GroupInUseError,
+    NotKeptError,
     ReplyError,
     StandpipeError,
 )
 from standpipe.event import EventId
+from standpipe.groups.counting import How, count_between
 from standpipe.groups.shards import (
     ShardGroup,
     active_consumers,
@@ -22,9 +25,17 @@ from standpipe.groups.shards import (
     find_group,
     shards_of,
 )
-from standpipe.limits import IDLE_MS_MIN, MOVE_COUNT_MAX, READ_COUNT
+from standpipe.limits import IDLE_MS_MIN, MOVE_COUNT_MAX
 from standpipe.observe import info_map
-from standpipe.reader import Point, id_before, parse_point
+from standpipe.reader import (
+    SEQ_MAX,
+    Kept,
+    Point,
+    id_before,
+    parse_point,
+    read_kept,
+    shown_point,
+)
 from standpipe.stream import Stream
 from standpipe.wire import script
 
@@ -53,6 +64,20 @@ class Moved(msgspec.Struct, frozen=True):
     """Entries that have been passed and will be delivered again."""
     is_exact: bool
     """False: the two are lower bounds, as counting ended at its limit."""
+    skipped_events: int = 0
+    """Events in the entries that will be skipped."""
+    again_events: int = 0
+    """Events in the entries that will be delivered again."""
+    events_are: How = "exact"
+    """How the two were found: ``estimated`` from a sample, or ``at least`` so many."""
+    pending: int = 0
+    """Entries that are pending: they stay so. Of those behind the new point a further delivery is
+    under way as well: it takes them from whoever has them."""
+    lacks: bool = False
+    """Whether the new point is older than the oldest entry that is kept, and entries that lay
+    between the two are gone."""
+    oldest: str | None = None
+    """The oldest entry that is kept; None: there is none."""
 
 
 class Deleted(msgspec.Struct, frozen=True):
@@ -84,7 +109,12 @@ class Removed(msgspec.Struct, frozen=True):
 
 
 async def create_group(
-    stream: Stream, group: str, start: Point = "begin", *, shard: int | None = None
+    stream: Stream,
+    group: str,
+    start: Point = "begin",
+    *,
+    shard: int | None = None,
+    from_oldest: bool = True,
 ) -> list[Created]:
     """Create a group, on the shards where it does not stand yet; the others stay as they are.
 
@@ -94,9 +124,13 @@ async def create_group(
         start: What it is given first: ``begin``, ``end`` (what comes from now on: silently skips
             what came before), a time, or an entry ID, itself included.
         shard: This one alone.
+        from_oldest: Begin at the oldest entry there is where ``start`` is older than that, instead
+            of raising NotKeptError.
 
     Raises:
         ConfigError: a name or a point that is none, or a point in the future.
+        NotKeptError: nothing as old as ``start`` is kept, and ``from_oldest`` is False.
+        StreamNotFoundError: ``from_oldest`` is False, and there is no stream.
         EventError: the point looks like an ID and is none.
         WrongTypeError: a shard's key holds something else.
         ServerError: the server cannot be reached or refuses; the group may then stand on some
@@ -108,6 +142,10 @@ async def create_group(
         raise ConfigError(f"group is {group!r}", hint="Give the group a name without spaces.")
     last_delivered = _last_delivered(start, "start")
     await _require_past(stream, start, last_delivered, shard)
+    if not from_oldest:
+        await stream.require()
+        kept = {number: await read_kept(stream, number) for number in shards_of(stream, shard)}
+        _require_kept(stream, last_delivered, kept)
     found: list[Created] = []
     for number in shards_of(stream, shard):
         key = stream.keys[number]
@@ -136,10 +174,12 @@ async def move_group(
     count_max: int = MOVE_COUNT_MAX,
     dry_run: bool = False,
     force: bool = False,
+    from_oldest: bool = False,
 ) -> list[Moved]:
     """Move a group: what it is given next is what is added at, or stands behind, a point.
 
-    What it has pending stays pending.
+    What it has pending stays pending. Of that, what stands behind the point is delivered again as
+    well, and taken from whoever has it.
 
     Args:
         stream: An open stream.
@@ -150,18 +190,22 @@ async def move_group(
         count_max: Entries of a shard that are counted by reading them, at most.
         dry_run: Count, and change nothing.
         force: Also under consumers at work: they go on from the new point.
+        from_oldest: Go to the oldest entry there is where ``to`` is older than that, instead of
+            raising NotKeptError; a dry run says so and raises nothing.
 
     Returns:
-        Per shard on which it stands, what is skipped or delivered again.
+        Per shard on which it stands, what is skipped or delivered again, in entries and events.
 
     Raises:
+        NotKeptError: nothing as old as ``to`` is kept.
         GroupInUseError: consumers are at work, and neither dry_run nor force is given.
         GroupNotFoundError: it stands on no shard.
         ConfigError, EventError: a point that is none, or in the future.
         ServerError: the server cannot be reached or refuses; it may then be moved on some shards.
 
-    Cost: XGROUP SETID per shard. Counting: none where the lag is known and the point lies at an end
-        of the stream; else XRANGE of the entries in between, 256 per page, up to ``count_max``.
+    Cost: XGROUP SETID per shard. Counting: a script per COUNT_PAGE_ENTRIES entries; all of them, up
+        to ``count_max``, or a sample of COUNT_SAMPLE_ENTRIES where the lag is known and the point
+        lies at an end of the stream.
     """
     wanted = _last_delivered(to, "to")
     found = await find_group(stream, group, shard)
@@ -173,14 +217,19 @@ async def move_group(
             hint="Stop them first. With --force they go on from the new point; "
             "--dry-run says what it would skip or deliver again.",
         )
-    moves = [await _move(stream, each, wanted, count_max) for each in found]
+    kept = {each.shard: await read_kept(stream, each.shard) for each in found}
+    if not dry_run and not from_oldest:
+        _require_kept(stream, wanted, kept)
+    moves = [await _move(stream, each, wanted, count_max, kept[each.shard]) for each in found]
     if not dry_run:
         for each in moves:
             await stream.server.call("XGROUP", "SETID", each.key, group, each.after, key=each.key)
     return moves
 
 
-async def _move(stream: Stream, group: ShardGroup, wanted: str, count_max: int) -> Moved:
+async def _move(
+    stream: Stream, group: ShardGroup, wanted: str, count_max: int, kept: Kept
+) -> Moved:
     key = group.key
     info = info_map(await stream.server.call("XINFO", "STREAM", key, key=key))
     # The ID that "$" stands for now: what comes before the group is moved is not skipped unsaid.
@@ -188,36 +237,58 @@ async def _move(stream: Stream, group: ShardGroup, wanted: str, count_max: int) 
     old, new = EventId.parse(group.last_delivered), EventId.parse(after)
     first, last = info["first-entry"], info["last-entry"]
     is_forward = new > old
-    count: int | None = None
+    known: int | None = None
     if new == old or first is None:
-        count = 0
+        known = 0
     elif group.lag is not None and is_forward and new >= EventId.parse(last[0]):
-        count = group.lag
+        known = group.lag
     elif group.lag is not None and not is_forward and new < EventId.parse(first[0]):
-        count = info["length"] - group.lag
-    is_exact = True
-    if count is None:
-        low, high = (old, new) if is_forward else (new, old)
-        count, is_exact = await _count(stream, key, low.entry, high.entry, count_max)
-    skipped, again = (count, 0) if is_forward else (0, count)
-    return Moved(group.shard, key, group.last_delivered, after, skipped, again, is_exact)
+        known = info["length"] - group.lag
+    low, high = (old, new) if is_forward else (new, old)
+    count = await count_between(
+        stream, key, low.entry, high.entry, entries=known, count_max=count_max
+    )
+    return Moved(
+        shard=group.shard,
+        key=key,
+        before=group.last_delivered,
+        after=after,
+        skipped=count.entries if is_forward else 0,
+        again=0 if is_forward else count.entries,
+        is_exact=count.is_exact,
+        skipped_events=count.events if is_forward else 0,
+        again_events=0 if is_forward else count.events,
+        events_are=count.events_are,
+        pending=group.pending,
+        lacks=_lacks(kept, wanted),
+        oldest=None if first is None else first[0].decode(),
+    )
 
 
-async def _count(
-    stream: Stream, key: str, above: str, up_to: str, count_max: int
-) -> tuple[int, bool]:
-    """Entries above an ID up to another one, and whether these are all."""
-    count = 0
-    while True:
-        rows: list[Any] = await stream.server.call(
-            "XRANGE", key, f"({above}", up_to, "COUNT", READ_COUNT, key=key
-        )
-        count += len(rows)
-        if count > count_max:
-            return count_max, False
-        if len(rows) < READ_COUNT:
-            return count, True
-        above = rows[-1][0].decode()
+def _lacks(kept: Kept, last_delivered: str) -> bool:
+    """Whether entries behind a point are gone; `begin` takes what there is, and lacks nothing."""
+    return last_delivered not in ("$", "0-0") and kept.lacks(_first_behind(last_delivered))
+
+
+def _first_behind(last_delivered: str) -> EventId:
+    ms, seq, _ = EventId.parse(last_delivered)
+    return EventId(ms + 1, 0) if seq == SEQ_MAX else EventId(ms, seq + 1)
+
+
+def _require_kept(stream: Stream, last_delivered: str, kept: Mapping[int, Kept]) -> None:
+    """Raise if nothing as old as a point is kept, though it was there."""
+    if not any(_lacks(each, last_delivered) for each in kept.values()):
+        return
+    start = _first_behind(last_delivered)
+    oldest = [each.first for each in kept.values() if each.first is not None]
+    if any(first <= start for first in oldest):
+        return
+    shown = "there is nothing" if not oldest else f"it begins at {shown_point(min(oldest))}"
+    raise NotKeptError(
+        f"stream {stream.name!r} has nothing as old as {shown_point(start)} any more: {shown}",
+        oldest=min(oldest, default=None),
+        hint="Give that time or a later one, `begin`, or --from-oldest (from_oldest=True).",
+    )
 
 
 def _last_delivered(point: Point, name: str) -> str:

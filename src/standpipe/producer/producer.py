@@ -13,10 +13,10 @@ import msgspec
 
 from standpipe.codec import (
     MARKS,
+    StructRows,
     check_codec,
     check_table,
     encode_columns,
-    encode_plain,
     events_to_table,
     row_part,
     rows_part,
@@ -47,6 +47,7 @@ from standpipe.limits import (
     TABLE_BLOCK_BYTES_MAX,
     TABLE_BLOCK_ROWS_MAX,
 )
+from standpipe.producer.arguments import plain_part
 from standpipe.producer.block import Block, Receipt, Receipts
 from standpipe.producer.buffer import Buffer, ProducerStats, Shard
 from standpipe.producer.lane import Lane, Way
@@ -54,7 +55,7 @@ from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow, to_its_end
 from standpipe.spool import Spool
 from standpipe.stream import Definition, Stream
-from standpipe.wire import Link, pack
+from standpipe.wire import Link
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +89,9 @@ class Producer:
         spool_bytes_max: Bytes that it may take there.
         on_failed: Called with the events of each block that is given up on, and the error, before
             its receipts settle. It must not block; what it raises is logged.
+        producer_id: What the server is to remember this producer by, in place of a new id. Only for
+            one that sends, each time it is started, the very same blocks in the same order: what
+            it sent before is not added again.
 
     Raises:
         ConfigError: a value that is not allowed; on starting: a level that the server cannot give.
@@ -121,6 +125,7 @@ class Producer:
         spool: Path | str | None = None,
         spool_bytes_max: int = SPOOL_BYTES_MAX,
         on_failed: Callable[[list[Event], StandpipeError], object] | None = None,
+        producer_id: str | None = None,
     ) -> None:
         if on_full not in ("wait", "raise"):
             raise ConfigError(f"on_full is {on_full!r}", hint="It is 'wait' or 'raise'.")
@@ -159,6 +164,7 @@ class Producer:
         # A block that is tried for longer has to be recognised until the end.
         self._sequence_ttl_ms = max(known_ms, 2 * deadline_ms)
         self._on_failed = on_failed
+        self._given_id = producer_id
         self._new_buffer: Callable[[Sequence[str]], Buffer] = lambda keys: Buffer(
             keys,
             self.id,
@@ -200,7 +206,7 @@ class Producer:
 
     async def _start(self) -> None:
         # Blocks are numbered from 1 again: under its old id the server would take them for old.
-        self.id = uuid.uuid4().hex
+        self.id = self._given_id or uuid.uuid4().hex
         try:
             # To its end: a spool that nobody closes would stay this process's.
             await to_its_end(self._open_spool())
@@ -366,11 +372,12 @@ class Producer:
 
     # --- sending ---------------------------------------------------------------------------------
 
-    async def send(self, event: Event | Mapping[str, Any]) -> Receipt:
+    async def send(self, event: Event | Mapping[str, Any] | msgspec.Struct) -> Receipt:
         """Take one event; returns at once unless the buffer is full.
 
         Args:
-            event: An Event, or a flat mapping with key and time under the stream's names.
+            event: An Event; a flat mapping with key and time under the stream's names; or a msgspec
+                Struct, with the fields ``key`` and ``time`` for these where it has them.
 
         Returns:
             A receipt; await it for the event's ID, that is for the acknowledgement.
@@ -387,7 +394,7 @@ class Producer:
         """
         self._buffer.require_open()
         if not isinstance(event, Event):
-            event = self._from_mapping(event)
+            event = self._event_from(event)
         check_event(event)
         shard = self._buffer.shards[partition(event.key, len(self._buffer.shards))]
         if self._codec == "columns":
@@ -404,7 +411,9 @@ class Producer:
             await asyncio.sleep(0)
         return Receipt(block, block.count - 1)
 
-    async def send_many(self, events: Iterable[Event | Mapping[str, Any]]) -> Receipts:
+    async def send_many(
+        self, events: Iterable[Event | Mapping[str, Any] | msgspec.Struct]
+    ) -> Receipts:
         """Take many events, in their order per key; faster per event than :meth:`send`.
 
         Returns:
@@ -427,7 +436,11 @@ class Producer:
             names = self.stream.definition
             given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
         else:
-            given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
+            rows = StructRows.of(kinds.pop()) if len(kinds) == 1 and self._codec == "rows" else None
+            checked = None if rows is None else rows.events(listed)
+            if checked is not None:
+                return await self._put(list(self._encode_events(self._split(checked))))
+            given = [e if isinstance(e, Event) else self._event_from(e) for e in listed]
         check_events(given)
         encode = self._encode_tables if self._codec == "columns" else self._encode_events
         # All are encoded before the first is taken: one that is too large must not come in between.
@@ -457,8 +470,10 @@ class Producer:
 
     # --- from events to blocks -------------------------------------------------------------------
 
-    def _from_mapping(self, mapping: Mapping[str, Any]) -> Event:
-        definition = self.stream.definition
+    def _event_from(self, given: Mapping[str, Any] | msgspec.Struct) -> Event:
+        if isinstance(given, msgspec.Struct):
+            return Event.from_struct(given)
+        definition, mapping = self.stream.definition, given
         return Event.from_mapping(
             mapping, key_field=definition.key_field, time_field=definition.time_field
         )
@@ -497,10 +512,11 @@ class Producer:
     def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         """The events' bytes in parts that fit in a block, how many events each part holds, and for
         plain ones how many RESP arguments."""
+        arguments = 0
         if self._codec == "plain":
-            yield from self._encode_plain(events)
-            return
-        part = rows_part(events)
+            part, arguments = plain_part(events, self._layout)
+        else:
+            part = rows_part(events)
         if len(events) == 1:
             self._check_size(events[0].key, events[0].time, len(part))
         elif len(part) > self._part_bytes_max:
@@ -509,31 +525,16 @@ class Producer:
             yield from self._encode(events[:half])
             yield from self._encode(events[half:])
             return
-        yield part, len(events), 0
+        yield part, len(events), arguments
 
     def _encode_one(self, event: Event) -> tuple[bytes, int]:
         """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
         if self._codec == "plain":
-            part, _, arguments = next(self._encode_plain([event]))
-            return part, arguments
-        part = row_part(event)
+            part, arguments = plain_part((event,), self._layout)
+        else:
+            part, arguments = row_part(event), 0
         self._check_size(event.key, event.time, len(part))
-        return part, 0
-
-    def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
-        parts: list[bytes] = []
-        size = arguments = 0
-        for event in events:
-            fields = encode_plain(event, self._layout)
-            part = _resp_arguments(len(fields), *fields)
-            self._check_size(event.key, event.time, len(part))
-            if parts and size + len(part) > self._part_bytes_max:
-                yield b"".join(parts), len(parts), arguments
-                parts, size, arguments = [], 0, 0
-            parts.append(part)
-            size += len(part)
-            arguments += len(fields) + 1
-        yield b"".join(parts), len(parts), arguments
+        return part, arguments
 
     def _check_size(self, key: str | None, time: int, size: int) -> None:
         if size > self._event_bytes_max:
@@ -641,9 +642,3 @@ class _Piece(NamedTuple):
     """Of plain events: how many RESP arguments. None: the part is a whole block's payload."""
     positions: Sequence[int]
     """Where the events stood in what was given."""
-
-
-def _resp_arguments(*arguments: Any) -> bytes:
-    """RESP of some arguments without the command's header, to be joined into a longer command."""
-    packed = pack(*arguments)
-    return packed[packed.index(b"\n") + 1 :]

@@ -8,26 +8,26 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from itertools import accumulate
 
+import msgspec
+
 from standpipe.event import Batch, Event, EventId
 from standpipe.worker.acks import Acks
 
 
-class Open:
+class Open(msgspec.Struct, eq=False, gc=False):
     """An entry whose events are not all settled yet."""
 
-    __slots__ = ("deliveries", "fence", "id", "is_begun", "left", "letters", "shard")
-
-    def __init__(self, shard: int, entry_id: bytes, left: int, fence: int) -> None:
-        self.fence = fence
-        """Of the lease under which it was delivered; 0 without leases."""
-        self.is_begun = False
-        """Whether some of its events are settled and others are not."""
-        self.shard = shard
-        self.id = entry_id
-        self.left = left
-        self.deliveries = 1
-        """The highest of its events, as the server knows it."""
-        self.letters: list[list[bytes]] = []
+    # A Struct, since each plain event has its own: it is made in a third of the time.
+    shard: int
+    id: bytes
+    left: int
+    fence: int
+    """Of the lease under which it was delivered; 0 without leases."""
+    is_begun: bool = False
+    """Whether some of its events are settled and others are not."""
+    deliveries: int = 1
+    """The highest of its events, as the server knows it."""
+    letters: list[list[bytes]] = []
 
 
 class Call:
@@ -81,6 +81,10 @@ class Calls(asyncio.Queue[Call]):
         for call in reversed(calls):
             self.put_nowait(call)
         self._is_putting_back = False
+
+    def ready(self) -> int:
+        """How many could be made now."""
+        return self.qsize()
 
     def clear(self) -> None:
         """Forget all of them."""

@@ -47,6 +47,7 @@ from standpipe.worker.context import Context, Reject, Retry, WorkerStats
 from standpipe.worker.handler import AckMode, Handler, unfinished
 from standpipe.worker.opening import Opener, decode_error
 from standpipe.worker.ordered import Lines, NotBegun
+from standpipe.worker.presence import Kind, Presence
 from standpipe.worker.settling import Settler
 from standpipe.worker.threads import Slice, Threads
 
@@ -138,6 +139,9 @@ class Worker:
         if leases is not None and self._lines is not None:
             leases.is_busy, leases.changed = self._is_busy, self._lines.changed
         self._busy = 0
+        self._presence = Presence(
+            self.consumer, self.stats, lambda: (self._busy, self._calls.ready())
+        )
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
@@ -258,6 +262,7 @@ class Worker:
         try:
             await self.consumer.start()
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
+            self._presence.start(Kind(handler.name, handler.is_batch, count))
             await self._until_stopped(runners)
             await self._drain()
             for runner in runners:
@@ -290,6 +295,7 @@ class Worker:
                         call.acks.close()
                         self._acknowledge(call)
                 await self.consumer.leave()
+                await self._presence.leave()
         except TimeoutError:
             log.warning("the group could not be left within %d ms: what is held is taken over when "
                         "it has been idle for long enough", LEAVE_MS_MAX)  # fmt: skip
@@ -298,6 +304,7 @@ class Worker:
             log.exception("the group could not be left")
         finally:
             # A thread cannot be cancelled: one that is still at work is not waited for.
+            await self._presence.close()
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
 
