@@ -82,6 +82,7 @@ StandpipeError
 │   ├── LedgerUnusableError     its log cannot be created, written or read
 │   ├── LedgerDamagedError      a line of its log is no record
 │   └── LedgerUnsoundError      the stream does not hold what the ledger says
+├── ProvisionError              a bundle that could not be written or put in place
 └── EmbeddedServerError         the server that ``standpipe up`` runs
     ├── BinaryMissingError      no server program for this machine, or it cannot be run
     ├── FolderUnusableError     the data folder cannot be created or written
@@ -796,6 +797,15 @@ class LedgerUnsoundError(LedgerError):
     def __init__(self, message: str, *, report: Any, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.report = report
+
+
+# --- provisioning --------------------------------------------------------------------------------
+
+
+class ProvisionError(StandpipeError):
+    """A bundle could not be written, read or put in place; what was replaced before is kept."""
+
+    default_hint = "Mend what the message names and run it again: it goes on where it stopped."
 
 
 # --- the embedded server -------------------------------------------------------------------------

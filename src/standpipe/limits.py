@@ -584,6 +584,45 @@ already, and it only has to write its AOF out."""
 SERVER_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 """A server log above this is moved to server.log.1 at the next start of the server."""
 
+# --- provisioning --------------------------------------------------------------------------------
+
+SYSTEM_PERCENT: Final = 5
+SYSTEM_BYTES_MIN: Final = 256 * 1024 * 1024
+"""Memory of a server's machine that is left to the kernel and to what runs beside the server."""
+
+FORK_PERCENT: Final = 50
+"""Pages that are copied while a child writes the data out, of the data. All of them could be; of an
+append-only log new entries go to new pages, and what is written to again are pending lists, the
+last node of each stream and what is trimmed."""
+
+SERVER_BUFFER_PERCENT: Final = 10
+"""Buffers of clients, replicas and the append-only file, and what the allocator wastes, of the
+data: the server does not count most of it against maxmemory."""
+
+PENDING_ENTRY_BYTES: Final = 180
+"""What an entry costs the server in a group's pending list, measured."""
+
+SERVER_CORES_MIN: Final = 4
+SERVER_IO_THREADS_MAX: Final = 8
+"""Cores from which on the server gets threads for its sockets, and how many of these at most: above
+eight they were not seen to help (redis.conf)."""
+
+CERTIFICATE_DAYS: Final = 397
+CERTIFICATE_AUTHORITY_DAYS: Final = 3650
+"""How long certificates are valid: those of servers and clients for 13 months, so that renewing is
+a habit and not an adventure after ten years; that of the authority for ten years."""
+
+CERTIFICATE_RENEW_DAYS: Final = 60
+"""A certificate that ends within so many days is made anew: a month before the doctor warns."""
+
+PASSWORD_BYTES: Final = 32
+"""Random bytes of a generated password: nobody has to type it, nor can its SHA-256 be guessed."""
+
+PROBE_MS_MAX: Final = 1_000
+PROBE_TRIES: Final = 3
+"""How long the answer to a packet that measures the way may take, and how often it is sent: one
+that is lost for another reason must not be taken for one that is too large."""
+
 # --- standpipe.testing ---------------------------------------------------------------------------
 
 LEDGER_SENDERS_MAX: Final = 2**26

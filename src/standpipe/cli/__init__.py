@@ -19,6 +19,7 @@ from standpipe.cli import (
     explain,
     group,
     pending,
+    provision,
     replay,
     send,
     spool,
@@ -94,6 +95,11 @@ app.command(
 app.command(
     "explain", short_help="Cause, check and cure of an error code.", epilog=explain.EXAMPLE
 )(explain.explain)
+app.command(
+    "provision",
+    short_help="A deployment's files: written, put in place, compared.",
+    epilog=provision.EXAMPLE,
+)(provision.provision)
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
 spools = typer.Typer(
     help="What waits in a producer's spool, whether it is sound, and sending it.",
