@@ -107,3 +107,11 @@ def side_key(shard_key: str, what: str) -> str:
 def definition_key(name: str) -> str:
     """The key of the hash that holds the stream's definition, whatever its number of shards."""
     return side_key(name, "definition")
+
+
+def archived_key(shard_key: str) -> str:
+    """The key of a shard's archive cursor: the entry ID up to which all is archived.
+
+    While it exists nothing behind that entry may be trimmed.
+    """
+    return side_key(shard_key, "archived")

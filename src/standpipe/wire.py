@@ -208,11 +208,20 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """The script in ``lua/<name>.lua``."""
-    text = (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8")
-    # Comments are for readers of the file; the server keeps and hashes what is left.
-    lines = (line for line in text.splitlines() if line and not line.lstrip().startswith("--"))
-    body = "\n".join(lines)
+    body = "\n".join(_lua_lines(name))
     return Script(name, body, hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest())
+
+
+def _lua_lines(name: str) -> list[str]:
+    found: list[str] = []
+    for line in (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8").splitlines():
+        code = line.lstrip()
+        if code.startswith("-- include "):
+            found += _lua_lines(code.removeprefix("-- include "))
+        # Comments are for readers of the file; the server keeps and hashes what is left.
+        elif code and not code.startswith("--"):
+            found.append(line)
+    return found
 
 
 # --- one connection ------------------------------------------------------------------------------
