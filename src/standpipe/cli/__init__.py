@@ -15,9 +15,11 @@ from standpipe.cli import (
     demo,
     group,
     pending,
+    retain,
     send,
     spool,
     status,
+    stream,
     tail,
     up,
     version,
@@ -74,6 +76,12 @@ app.command(
 app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
     status.status
 )
+app.add_typer(stream.app, name="stream", short_help="A stream's definition and its limits.")
+app.command(
+    "retain",
+    short_help="Keep streams within their limits; say what holds them.",
+    epilog=retain.EXAMPLE,
+)(retain.retain)
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
 spools = typer.Typer(
     help="What waits in a producer's spool, whether it is sound, and sending it.",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
+from standpipe.cli.memory import memory_lines, memory_of
 from standpipe.cli.running import (
     Json,
     StreamName,
@@ -15,7 +18,7 @@ from standpipe.cli.running import (
 )
 
 if TYPE_CHECKING:
-    from standpipe.observe import StreamStatus
+    from standpipe.observe import MemoryWatch, StreamStatus
 
 _TEXTS = ("key", "group", "consumers")
 
@@ -30,15 +33,18 @@ def status(stream: StreamName, url: Url = None, as_json: Json = False) -> None:
     from standpipe.observe import stream_status
     from standpipe.stream import Stream
 
-    async def read() -> StreamStatus:
+    async def read() -> tuple[StreamStatus, MemoryWatch | None]:
         async with Stream(stream, settings_from(url=url).url) as opened:
-            return await stream_status(opened)
+            found = await stream_status(opened)
+            return found, await memory_of(opened)
 
-    found = run_async(read())
+    found, memory = run_async(read())
     if as_json:
-        print_json(msgspec.to_builtins(found))
+        print_json(msgspec.to_builtins(found) | {"memory": msgspec.to_builtins(memory)})
     else:
         _print(found)
+        for line in memory_lines(memory):
+            typer.echo(line)
 
 
 def _print(status: StreamStatus) -> None:
@@ -58,13 +64,16 @@ def _print(status: StreamStatus) -> None:
         "shard", "key", "entries", "oldest", "newest", "memory", "dead",
         texts=_TEXTS,
     )  # fmt: skip
-    # Only a ring trims, so only a ring needs the column.
+    # Only a stream with limits is trimmed, so only there the columns are needed.
     is_ring = any(shard.trimmed for shard in status.shards)
     if is_ring:
         add_columns(shards, "trimmed")
     groups = new_table(
         "groups", "group", "shard", "lag", "pending", "oldest pending", "consumers", texts=_TEXTS
     )
+    is_lossy = any(group.lost for shard in status.shards for group in shard.groups)
+    if is_lossy:
+        add_columns(groups, "lost events")
     for shard in status.shards:
         shards.add_row(
             str(shard.shard),
@@ -88,6 +97,7 @@ def _print(status: StreamStatus) -> None:
                 f"{group.pending:,}",
                 age(group.oldest_pending_ms),
                 "\n".join(consumers) or "none",
+                *([number_or_unknown(group.lost)] if is_lossy else []),
             )
     console().print(shards)
     if groups.row_count:

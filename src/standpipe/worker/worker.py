@@ -45,6 +45,7 @@ from standpipe.limits import (
     TURN_MS_MAX,
 )
 from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
+from standpipe.retention import keep
 from standpipe.stream import Stream
 from standpipe.typed import converter
 from standpipe.worker.call import Call, Calls, Open
@@ -76,6 +77,7 @@ class Worker:
             belongs to one worker of the group at a time, which handles its events one after
             another; one that fails holds up its shard. For all workers of the group or for none.
         lease_ms: In ordered mode, how long a shard stays with a worker that is not heard of, ms.
+        retain: Also keep the stream within its limits, as one of the workers and janitors that may.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -109,6 +111,7 @@ class Worker:
         drain_ms_max: int = DRAIN_MS_MAX,
         ordered: bool = False,
         lease_ms: int = LEASE_MS,
+        retain: bool = True,
     ) -> None:
         for option, value in (
             ("concurrency", 1 if concurrency is None else concurrency),
@@ -132,6 +135,8 @@ class Worker:
         self._concurrency = concurrency
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
+        self._retain = retain
+        self._janitor: asyncio.Task[None] | None = None
         self._handler: Callable[..., Any] | None = None
         self._convert: Callable[[Any], Any] | None = None
         """Makes the handler's argument what its annotation says; None: it is that already."""
@@ -234,6 +239,8 @@ class Worker:
         self._threads = Threads(count)
         try:
             await self.consumer.start()
+            if self._retain:
+                self._janitor = asyncio.create_task(keep(self.stream), name="standpipe-janitor")
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
             await self._until_stopped(runners)
             await self._drain()
@@ -251,8 +258,9 @@ class Worker:
         """The way out, whatever led to it, bounded in time."""
         assert self._threads is not None
         self._begin_nothing()
-        for runner in runners:
-            runner.cancel()
+        for task in (*runners, self._janitor):
+            if task is not None:
+                task.cancel()
         if runners:
             _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
             if deaf:
@@ -272,6 +280,8 @@ class Worker:
             # A thread cannot be cancelled: one that is still at work is not waited for.
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
+            if self._janitor is not None:
+                await asyncio.gather(self._janitor, return_exceptions=True)
 
     async def _report_all(self) -> None:
         for piece in list(self._slices):
