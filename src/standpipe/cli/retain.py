@@ -66,6 +66,11 @@ def retain(
             found: list[dict[str, Any]] = []
             for name in streams or await find_streams(server):
                 async with Stream(name, server) as stream:
+                    if streams:
+                        await stream.require()
+                    elif not await stream.exists():
+                        # Defined, and not there yet.
+                        continue
                     if dry_run:
                         found.append(await _look(stream, idle_ms_min, quiet=as_json))
                     else:
@@ -92,7 +97,6 @@ async def _look(stream: Stream, idle_ms_min: int, *, quiet: bool) -> dict[str, A
 async def _trim(stream: Stream, *, quiet: bool) -> dict[str, Any]:
     from standpipe.retention import Janitor
 
-    await stream.require()
     shards = await Janitor(stream).once()
     trimmed, lost = sum(each.trimmed for each in shards), sum(each.lost for each in shards)
     if not quiet:
