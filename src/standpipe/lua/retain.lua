@@ -13,8 +13,9 @@
 -- ARGV[3]  entries and bytes up to which the shard is filled: '<entries> <bytes>'; -: no limit
 -- ARGV[4]  entries and bytes that it may have; in between there is room for producers
 -- ARGV[5]  entries that go in this step at most
--- ARGV[6]  of these, those that are read to be counted, at most
--- ARGV[7]  'trim', or 'look' to change nothing
+-- ARGV[6]  and bytes, as far as entries are of the same size
+-- ARGV[7]  of these entries, those that are read to be counted, at most
+-- ARGV[8]  'trim', or 'look' to change nothing
 --
 -- Returns  {entries, bytes, entries that were let go, others that a ring let go (see lose.lua),
 --           1 if there is more to do now, the ID before which all may go ('' if nothing holds it),
@@ -77,8 +78,10 @@ local function excess(limits)
   return math.max(found, 0)
 end
 
-local room, removed, lost, is_more = tonumber(ARGV[5]), 0, 0, false
-if ARGV[7] == 'trim' then
+-- Freeing large entries takes the server longer than counting small ones.
+local room = math.min(tonumber(ARGV[5]), math.max(1, math.floor(length * ARGV[6] / used)))
+local removed, lost, is_more = 0, 0, false
+if ARGV[8] == 'trim' then
   local function let_go(id, count)
     count = math.min(count, room - removed)
     if count < 1 then return end
@@ -102,7 +105,7 @@ if ARGV[7] == 'trim' then
   if removed > 0 then redis.call('INCRBY', trimmed_key, removed) end
 
   if ARGV[1] == 'ring' then
-    local reads = math.min(tonumber(ARGV[6]), room - removed)
+    local reads = math.min(tonumber(ARGV[7]), room - removed)
     if old then lost = lose('(' .. old, reads) end
     lost = lost + lose('+', math.min(excess(ARGV[4]) - removed - lost, reads - lost))
     is_more = is_more or (lost > 0 and lost == reads)

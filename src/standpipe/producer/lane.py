@@ -22,6 +22,7 @@ from standpipe.errors import (
     ServerNearlyFullError,
     SlotMovedError,
     StandpipeError,
+    StreamFullError,
 )
 from standpipe.keyspace import side_key
 from standpipe.limits import CONFIRM_MS_MAX, REFUSALS_MAX, WRITE_BLOCKS_MAX, WRITE_BYTES_MAX
@@ -37,6 +38,9 @@ log: Final = logging.getLogger("standpipe.producer")
 
 _ASK_ANOTHER: Final = (ReadOnlyServerError, PrimaryDownError, ClusterDownError, SlotMovedError)
 """Replies that say that another node may be the one to write to."""
+
+_FULL: Final = (StreamFullError, ServerNearlyFullError)
+"""What ends when groups catch up."""
 
 Trouble = dict[Shard, StandpipeError]
 
@@ -191,8 +195,10 @@ class Lane:
         self._buffer.stats.retries += 1
         wait_ms = max(shard.fail_once(began, error) for shard, error in trouble.items())
         shard, error = next(iter(trouble.items()))
-        # Ever more rarely: an outage of a day is not worth 40,000 lines.
-        if shard.attempt & (shard.attempt - 1) == 0:
+        # Ever more rarely: an outage of a day is not worth 40,000 lines. And being full for a moment
+        # is how a producer that is faster than its groups waits for them.
+        is_news = shard.attempt >= 4 or not isinstance(error, _FULL)
+        if shard.attempt & (shard.attempt - 1) == 0 and is_news:
             log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
         if self._overflow is None:
             self._give_up_late(trouble)

@@ -29,6 +29,7 @@ from standpipe.limits import (
     RETAIN_LOOKS_PER_FILL,
     RETAIN_READ_ENTRIES,
     RETAIN_RETRY_MS_MAX,
+    RETAIN_STEP_BYTES,
     RETAIN_STEP_ENTRIES,
 )
 from standpipe.policy import backoff_ms
@@ -290,6 +291,7 @@ async def look(stream: Stream, shard: int, what: Literal["trim", "look"]) -> Sha
         _pair(keep_entries(definition), keep_bytes(definition)),
         _pair(definition.entries_max, definition.bytes_max),
         RETAIN_STEP_ENTRIES,
+        RETAIN_STEP_BYTES,
         RETAIN_READ_ENTRIES,
         what,
     )
