@@ -195,8 +195,8 @@ class Lane:
         self._buffer.stats.retries += 1
         wait_ms = max(shard.fail_once(began, error) for shard, error in trouble.items())
         shard, error = next(iter(trouble.items()))
-        # Ever more rarely: an outage of a day is not worth 40,000 lines. And being full for a moment
-        # is how a producer that is faster than its groups waits for them.
+        # Ever more rarely: an outage of a day is not worth 40,000 lines. And being full for a
+        # moment is how a producer that is faster than its groups waits for them.
         is_news = shard.attempt >= 4 or not isinstance(error, _FULL)
         if shard.attempt & (shard.attempt - 1) == 0 and is_news:
             log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
