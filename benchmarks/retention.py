@@ -173,6 +173,9 @@ async def steps(url: str, codec: str, entries: int) -> dict[str, Any]:
         for _ in range(entries // 1_000):
             await server.call("EVAL", adds, 1, key, 1_000, "x" * size, key=key)
         await server.call("XGROUP", "CREATE", key, "g", "$", key=key)
+        for option, value in (("slowlog-log-slower-than", 100), ("slowlog-max-len", 10_000)):
+            await server.call("CONFIG", "SET", option, value, key=key)
+        await server.call("SLOWLOG", "RESET", key=key)
         waits: list[float] = []
         janitor = Janitor(stream)
         clearing = asyncio.create_task(janitor.once())
@@ -181,6 +184,8 @@ async def steps(url: str, codec: str, entries: int) -> dict[str, Any]:
             await other.call("PING", key=key)
             waits.append((time.perf_counter() - began) * 1000)
         (found,) = await clearing
+        slow = await server.call("SLOWLOG", "GET", 10_000, key=key)
+        scripts = [row[2] / 1000 for row in slow if row[3][0].upper().startswith(b"EVAL")]
         looks: list[float] = []
         for _ in range(200):
             began = time.perf_counter()
@@ -190,7 +195,10 @@ async def steps(url: str, codec: str, entries: int) -> dict[str, Any]:
             "entries": entries,
             "bytes_each": size,
             "trimmed": found.trimmed,
-            "longest_step_ms": janitor.stats.longest_ms,
+            "longest_step_ms": {
+                "in the server": max(scripts, default=0.1),
+                "there and back": janitor.stats.longest_ms,
+            },
             "other_client_ms": {"median": statistics.median(waits), "longest": max(waits)},
             "idle_look_ms": statistics.median(looks),
         }
