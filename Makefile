@@ -16,9 +16,10 @@ ARGS ?=
 # A stamp says what .venv holds; it is older than the files that decide it when that has changed.
 DEMO := $(VENV)/.demo
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test test-servers faults bench demo up docs clean
+.PHONY: help setup fmt check test test-servers faults bench bench-guard demo up docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +46,11 @@ test-servers: $(DEV) ## Run the tests that need a server against every version t
 faults: $(DEV) ## Run all fault tests, the long ones too: kill, stop, cut, fill the disk
 	@$(PYTEST) tests/faults -m faults $(PYTEST_ARGS)
 
-bench: $(DEV) ## Measure throughput and latency on this machine
+bench: $(BENCH) ## Measure Standpipe beside redis-py, FastStream and the server's limit (10 min)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-guard: $(DEV) ## Fail when an event costs more than it did (under a minute)
+	@$(BIN)/python benchmarks/guard.py
 
 demo: $(DEMO) ## Start a server, a simulated water network and workers, and show them
 	@$(BIN)/standpipe demo $(ARGS)
@@ -72,6 +76,10 @@ $(BIN)/python:
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Standpipe and its demo into $(VENV) (about half a minute) …"
 	@$(INSTALL) -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(BENCH): $(DEV)
+	@$(INSTALL) -c constraints.txt -e '.[bench]'
 	@touch $@
 
 # What developing needs includes the demo, so its stamp is set as well.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from standpipe import datasets, errors, groups, sync
+    from standpipe.archive import Archive, Archiver
     from standpipe.deadletter import DeadLetters, Selection
     from standpipe.errors import StandpipeError
     from standpipe.event import Batch, Event, EventId
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Archive",
+    "Archiver",
     "Batch",
     "Context",
     "DeadLetters",
@@ -46,6 +49,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Archive": "archive",
+    "Archiver": "archive",
     "Batch": "event",
     "Context": "worker",
     "DeadLetters": "deadletter",

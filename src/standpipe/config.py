@@ -49,12 +49,13 @@ CODECS: Final = ("plain", "rows", "columns")
 WHEN_FULL: Final = ("block", "ring")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
-Kind = Literal["url", "path", "integer", "duration", "size", "choice", "level"]
+Kind = Literal["url", "path", "place", "integer", "duration", "size", "choice", "level"]
 T = TypeVar("T")
 
 _WRITTEN: Final[Mapping[Kind, str]] = {
     "url": "URL",
     "path": "path",
+    "place": "path or URL",
     "integer": "number",
     "duration": "duration",
     "size": "size",
@@ -117,13 +118,17 @@ class Setting:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    def is_path(self, value: str) -> bool:
+        """Whether a value is a path, which starts at the folder of the file that it stands in."""
+        return self.kind == "path" or (self.kind == "place" and "://" not in value)
+
     @property
     def allowed(self) -> str:
         """How a value is written and between which limits, for people."""
         if self.kind == "choice":
             return ", ".join(self.choices)
         written = _WRITTEN[self.kind]
-        if self.kind in ("url", "path", "level"):
+        if self.kind in ("url", "path", "place", "level"):
             return written
         if self.at_most is None:
             return f"{written}, at least {self.show(self.at_least)}"
@@ -133,7 +138,7 @@ class Setting:
         """A value as it would be written in the file, without its password."""
         if value is None:
             return self.unset
-        if self.kind == "url":
+        if self.kind in ("url", "place"):
             return mask_password(str(value))
         if isinstance(value, int) and self.kind == "duration":
             return _in_units(value, _DURATION_UNITS)
@@ -152,6 +157,9 @@ class Setting:
                 return self._read_url(value)
             case "path":
                 return Path(self._text(value)).expanduser()
+            case "place":
+                text = self._text(value)
+                return text if "://" in text else str(Path(text).expanduser())
             case "choice":
                 return self._read_choice(value)
             case "level":
@@ -322,6 +330,13 @@ class Settings:
     spool_bytes_max: int = _setting(
         SPOOL_BYTES_MAX, "size", "Bytes that events may take in the spool; then sending waits."
     )
+    archive: str | None = _setting(
+        None,
+        "place",
+        "Where streams are archived: a folder, or any fsspec URL (s3://bucket/readings). A "
+        "relative path in the file starts at the file's folder.",
+        unset="no archive",
+    )
     concurrency: int | None = _setting(
         None,
         "integer",
@@ -458,7 +473,7 @@ def _from_file(variables: Mapping[str, str], file: Path | None) -> Iterator[_Giv
         ) from None
     for name, value in table.items():
         _check_name(name, f"the file {path}")
-        is_path = _BY_NAME[name].kind == "path" and isinstance(value, str) and value.strip()
+        is_path = isinstance(value, str) and value.strip() and _BY_NAME[name].is_path(value)
         found = path.parent / Path(value.strip()).expanduser() if is_path else value
         yield _Given(name, found, f"{name} in the file {path}")
 

@@ -15,19 +15,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from standpipe.clock import parse_time
-from standpipe.errors import ConfigError, EventError, LetterNotFoundError
+from standpipe.codec import read_event
+from standpipe.errors import ConfigError, DecodeError, EventError, LetterNotFoundError
 from standpipe.event import Event, EventId
 from standpipe.limits import (
     DEAD_IDS_MAX,
     DEAD_PAGE_LETTERS,
     REQUEUES_MAX,
-    TIME_MS_MAX,
-    TIME_MS_MIN,
 )
 from standpipe.stream import Stream
 from standpipe.wire import script
-
-_read_event: Final = msgspec.msgpack.Decoder(Event).decode
 
 
 class LetterId(NamedTuple):
@@ -103,13 +100,11 @@ class DeadLetter(msgspec.Struct, frozen=True):
         raw: list[bytes] | None = None
         try:
             if b"d" in found:
-                event = _read_event(found[b"d"])
+                event = read_event(found[b"d"])
             else:
                 raw = msgspec.msgpack.decode(found[b"raw"], type=list[bytes])
-        except (msgspec.MsgspecError, KeyError):
+        except (msgspec.MsgspecError, DecodeError, KeyError):
             raw = fields
-        if event is not None and not TIME_MS_MIN <= event.time <= TIME_MS_MAX:
-            event, raw = None, fields
         return cls(
             LetterId(shard, entry_id.decode()),
             group=_text(found.get(b"group")),

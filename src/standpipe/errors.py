@@ -10,6 +10,7 @@ StandpipeError
 │   ├── LineError               a line of an input file, with its number
 │   ├── EntryUnitError          one event of a block, where only the whole entry will do
 │   ├── HandlerError            a handler that cannot be imported or called
+│   ├── AckError                an acknowledgement of what is not there to be acknowledged
 │   ├── ForkedError             used in a process that was forked from its own
 │   └── MissingExtraError       a feature whose extra is not installed
 ├── DecodeError                 an entry that no codec reads
@@ -46,6 +47,12 @@ StandpipeError
 │   ├── SinkUnreachableError    down, locked, full: the events wait       retryable
 │   ├── SinkUnusableError       its table, its folder or the rights on it do not do
 │   └── SinkRefusedError        an event does not fit the table
+├── ArchiveError                the archived events in a folder or behind a URL
+│   ├── ArchiveNotFoundError    nothing of that stream is archived there
+│   ├── ArchiveUnreachableError disk full, network, store not there       retryable
+│   ├── ArchiveUnusableError    the folder or the rights on it do not do
+│   ├── ArchiveDamagedError     a file is not what was written
+│   └── ArchiveInUseError       another process archives the shard
 ├── ServerError                 what the server or the way to it says
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
@@ -196,6 +203,16 @@ class HandlerError(InputError):
     """A handler cannot be imported or cannot be called as a handler."""
 
     default_hint = "Give module:function, importable from the current folder or installed."
+
+
+class AckError(InputError):
+    """A handler acknowledged what its batch does not have, out of order, or too late.
+
+    Nothing of that call to ``ack`` is acknowledged. Raised inside the handler; if the handler lets
+    it out, it has failed as with any other exception.
+    """
+
+    default_hint = "Give indices, event IDs or events of the batch, before the handler returns."
 
 
 class ForkedError(InputError):
@@ -501,6 +518,57 @@ class SinkRefusedError(SinkError):
         "Change the column or the producer, then requeue the dead letter; or send that field under "
         "another name."
     )
+
+
+# --- the archive ---------------------------------------------------------------------------------
+
+
+class ArchiveError(StandpipeError):
+    """The archive, or the place where it is kept, failed or refused."""
+
+
+class ArchiveNotFoundError(ArchiveError):
+    """Nothing of the stream is archived there."""
+
+    default_hint = (
+        "Check the folder or URL and the name; `standpipe archive run` archives a stream."
+    )
+
+
+class ArchiveUnreachableError(ArchiveError):
+    """The place failed: disk full, I/O error, network, store not there. Nothing is lost by it."""
+
+    retryable = True
+    default_hint = (
+        "Check the free space, that the disk is mounted and the URL reachable: what is not yet "
+        "archived stays in the stream."
+    )
+
+
+class ArchiveUnusableError(ArchiveError):
+    """Permissions, or something that stands in the way, forbid it."""
+
+    default_hint = "Give a folder of its own that this user may read and write."
+
+
+class ArchiveDamagedError(ArchiveError):
+    """A file of the archive is not what was written, or is gone."""
+
+    default_hint = "`standpipe archive verify` names every such file; put a copy in its place."
+
+
+class ArchiveInUseError(ArchiveError):
+    """Another process archives the shard.
+
+    Args:
+        left_ms: For how long it has it, at least, ms.
+    """
+
+    default_hint = "Wait until it ends; of one that died the lease is over within seconds."
+
+    def __init__(self, message: str, *, left_ms: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.left_ms = left_ms
 
 
 # --- the server and the way to it ----------------------------------------------------------------

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    cast,
+    overload,
+)
 
 import msgspec
 
 from standpipe.clock import now_ms, parse_time
-from standpipe.errors import ConfigError, DecodeError, EventError, FieldError
+from standpipe.errors import ConfigError, DecodeError, EventError, FieldError, HandlerError
 from standpipe.limits import (
     FIELDS_PER_EVENT_MAX,
     INTEGER_MAX,
@@ -26,9 +36,16 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     FieldValue = float | int | str | bool | bytes | None
 else:
-    # msgspec has no union of text and bytes; decoding takes what MessagePack says it is.
-    FieldValue = Any
+    # msgspec has no union of text and bytes: an event with bytes is read as codec.rows says.
+    FieldValue = float | int | str | bool | None
 """What a field can hold. A number is finite; a missing reading is None."""
+
+
+Milliseconds = Annotated[int, msgspec.Meta(ge=TIME_MS_MIN, le=TIME_MS_MAX)]
+"""Since the epoch, in the years 1 to 9999. The limits are looked at where an event is decoded."""
+
+
+_copy: Final[Callable[[dict[str, Any]], dict[str, Any]]] = cast(Any, dict).copy
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -42,7 +59,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """
 
     key: str | None
-    time: int
+    time: Milliseconds
     fields: Mapping[str, FieldValue]
 
     @classmethod
@@ -82,6 +99,22 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
         except ConfigError as error:
             raise FieldError(error.message, field=time_field, value=time, hint=error.hint) from None
         return cls(key, ms, fields)
+
+    @classmethod
+    def from_dicts(
+        cls, dicts: Sequence[dict[str, Any]], *, key_field: str = "key", time_field: str = "time"
+    ) -> list[Event]:
+        """:meth:`from_mapping` of many dicts, three times as fast.
+
+        Raises:
+            FieldError: as :meth:`from_mapping`.
+        """
+        fields: list[dict[str, Any]] = list(map(_copy, dicts))
+        keys = [each.pop(key_field, None) for each in fields]
+        times = [each.pop(time_field, None) for each in fields]
+        if set(map(type, keys)) <= {str, type(None)} and set(map(type, times)) == {int}:
+            return list(map(cls, keys, times, fields))
+        return [cls.from_mapping(d, key_field=key_field, time_field=time_field) for d in dicts]
 
     def to_mapping(self, *, key_field: str = "key", time_field: str = "time") -> dict[str, Any]:
         """The flat mapping that :meth:`from_mapping` reads."""
@@ -172,6 +205,26 @@ class _Part:
         return self._entry.table().slice(self.id.index - self._entry.id.index, self.count)
 
 
+def _events_of(entries: Sequence[Entry]) -> list[Event]:
+    kind = type(entries[0]) if entries else None
+    together: Callable[[Sequence[Entry]], list[Event]] | None = getattr(kind, "events_of", None)
+    if together is not None and len(entries) > 1 and all(type(entry) is kind for entry in entries):
+        # One event each: it is faster to read them all at once.
+        return together(entries)
+    lists = [entry.events() for entry in entries]
+    return lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+
+
+Acked = int | EventId | Event | Iterable[int | EventId | Event] | Literal["all"]
+"""What can be acknowledged of a batch: by index, event ID or the event itself, one or several."""
+
+
+class Acknowledging(Protocol):
+    """What takes the acknowledgements of a handler that gives them itself."""
+
+    def ack(self, events: Acked = "all") -> None: ...
+
+
 class Batch(Sequence[Event]):
     """Events of one shard, in the shard's order, decoded when they are looked at.
 
@@ -181,12 +234,14 @@ class Batch(Sequence[Event]):
         shard: The shard's number, from 0.
     """
 
-    __slots__ = ("_events", "_length", "entries", "shard", "stream")
+    __slots__ = ("_events", "_length", "acks", "entries", "shard", "stream")
 
     def __init__(self, entries: Sequence[Entry], *, stream: str = "", shard: int = 0) -> None:
         self.entries: Final = tuple(entries)
         self.stream: Final = stream
         self.shard: Final = shard
+        self.acks: Acknowledging | None = None
+        """Where a handler's own acknowledgements go; None where it gives none."""
         self._length = sum(entry.count for entry in self.entries)
         self._events: list[Event] | None = None
 
@@ -198,8 +253,7 @@ class Batch(Sequence[Event]):
             DecodeError: an entry's content is not what its header says; not retryable.
         """
         if self._events is None:
-            lists = [entry.events() for entry in self.entries]
-            self._events = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
+            self._events = _events_of(self.entries)
         return self._events
 
     @property
@@ -224,6 +278,53 @@ class Batch(Sequence[Event]):
                 indexes.append(index)
             position += entry.count
         return Batch(pieces, stream=self.stream, shard=self.shard), indexes
+
+    def pick(self, places: Iterable[int]) -> tuple[Batch, list[int]]:
+        """The events at some places, ascending, and of which of :attr:`entries` each piece is."""
+        pieces: list[Entry] = []
+        indexes: list[int] = []
+        chosen = list(places)
+        at = position = 0
+        for index, entry in enumerate(self.entries):
+            end = position + entry.count
+            while at < len(chosen) and chosen[at] < end:
+                low = high = chosen[at]
+                while at < len(chosen) and chosen[at] == high < end:
+                    at, high = at + 1, high + 1
+                whole = high - low == entry.count
+                pieces.append(entry if whole else _Part(entry, low - position, high - position))
+                indexes.append(index)
+            position = end
+        picked = Batch(pieces, stream=self.stream, shard=self.shard)
+        if self._events is not None:
+            # A columns block would be decoded once for each of its pieces.
+            picked._events = [self._events[place] for place in chosen]
+        return picked, indexes
+
+    def ack(self, events: Acked = "all") -> None:
+        """Acknowledge events, in a handler declared with ``ack="manual"``.
+
+        May be called any number of times, in the handler's thread or another, until the handler
+        returns. What is acknowledged already stays so.
+
+        Args:
+            events: Indices, event IDs or the events themselves (the very objects), one or several;
+                default: all. An empty list acknowledges nothing.
+
+        Raises:
+            AckError: the batch has no such event; in ordered mode, one before it is not
+                acknowledged; or the handler has returned. Not retryable.
+            HandlerError: the handler is not declared so.
+
+        Delivery: An entry is acknowledged when all of its events are: at once, with the next read.
+            Of a block of which some are not, all are delivered again if the process dies.
+        """
+        if self.acks is None:
+            raise HandlerError(
+                "this batch is acknowledged when its handler returns",
+                hint='Declare the handler with @worker.batch(ack="manual").',
+            )
+        self.acks.ack(events)
 
     def table(self) -> pa.Table:
         """The batch as a pyarrow Table: ``key``, ``time`` (int64, ms), then one column per field.
@@ -312,7 +413,7 @@ def _all_plain(events: Sequence[Event]) -> bool:
     fields = cast(list[dict[Any, Any]], [event.fields for event in events])
     try:
         return (
-            _are_plain_keys({event.key for event in events})
+            _are_plain_keys([event.key for event in events])
             and _are_plain_times([event.time for event in events])
             and _are_plain_names(set[Any]().union(*fields), fields)
             and _are_plain_values(list(chain.from_iterable(map(_values_of, fields))))
@@ -322,13 +423,20 @@ def _all_plain(events: Sequence[Event]) -> bool:
         return False
 
 
-def _are_plain_keys(keys: set[Any]) -> bool:
-    keys.discard(None)
-    if set(map(type, keys)) - {str} or "" in keys:
-        return False
-    "".join(keys).encode()
-    # UTF-8 takes at most four bytes per character; the closer look counts them.
-    return max(map(len, keys), default=0) <= KEY_BYTES_MAX // 4
+def _are_plain_keys(keys: list[Any]) -> bool:
+    try:
+        joined = "".join(keys)
+    except TypeError:
+        # Some are None, or no text: then this raises again.
+        keys = [key for key in keys if key is not None]
+        joined = "".join(keys)
+    size_max = KEY_BYTES_MAX
+    if not joined.isascii():
+        joined.encode()
+        # UTF-8 takes at most four bytes per character; the closer look counts them.
+        size_max //= 4
+    sizes = set(map(len, keys))
+    return 0 not in sizes and max(sizes, default=0) <= size_max
 
 
 def _are_plain_times(times: list[Any]) -> bool:
@@ -362,6 +470,35 @@ def _are_plain_values(values: list[Any]) -> bool:
     return int not in types or (min(numbers) >= INTEGER_MIN and max(numbers) <= INTEGER_MAX)
 
 
+def _is_plain(event: Event) -> bool:
+    """:func:`_all_plain` of one event: a third of what the closer look takes."""
+    if type(event) is not Event:
+        return False
+    key, time = event.key, event.time
+    fields: Any = event.fields
+    # What is not ASCII, or text that may stand for NaN, gets the closer look.
+    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX or not key.isascii():
+        return False
+    if type(time) is not int or not TIME_MS_MIN <= time <= TIME_MS_MAX:
+        return False
+    if type(event.fields) is not dict or len(fields) > FIELDS_PER_EVENT_MAX:
+        return False
+    for name, value in fields.items():
+        if type(name) is not str or not name or not name.isascii():
+            return False
+        kind = type(value)  # pyright: ignore[reportUnknownVariableType]
+        if kind is float:
+            # Of infinity and NaN the difference is NaN, which equals nothing.
+            if value - value != 0.0:
+                return False
+        elif kind is int:
+            if not INTEGER_MIN <= value <= INTEGER_MAX:
+                return False
+        elif kind is not bool and value is not None and kind is not bytes:
+            return False
+    return True
+
+
 def check_event(event: Event) -> None:
     """Refuse one event; see :func:`check_events`.
 
@@ -369,6 +506,11 @@ def check_event(event: Event) -> None:
         FieldError: see there.
         EventError: it is no Event.
     """
+    if not _is_plain(event):
+        _look_closely(event)
+
+
+def _look_closely(event: Event) -> None:
     if not isinstance(cast(object, event), Event):
         raise EventError(
             f"{event!r} is not an Event", hint="Build it with Event(key, time, fields)."

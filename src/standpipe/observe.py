@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from standpipe.errors import ReplyError, StandpipeError
+from standpipe.errors import NotPermittedError, ReplyError, StandpipeError
 from standpipe.event import EventId
-from standpipe.limits import MEMORY_WINDOW_MS
+from standpipe.limits import MEMORY_WINDOW_MS, REPORT_TTL_MS
 from standpipe.stream import Stream
 from standpipe.wire import info_fields
+from standpipe.worker import WorkerReport
+
+log: Final = logging.getLogger("standpipe.observe")
 
 
 class ConsumerStatus(msgspec.Struct, frozen=True):
@@ -37,6 +41,10 @@ class GroupStatus(msgspec.Struct, frozen=True):
     """Age of the oldest pending entry since it was added, ms; None when nothing is pending."""
     last_delivered: str
     consumers: list[ConsumerStatus]
+    behind_ms: int | None
+    """Age of the oldest entry that is not acknowledged, ms; 0: all are. None: not to be read."""
+    requeued: int | None
+    """Dead letters that were put back for this group and wait; None where it may not be read."""
     lost: int | None = None
     """Events that the limits have taken from it before it had acknowledged them, since it was first
     created; None where it may not be read."""
@@ -59,6 +67,22 @@ class ShardStatus(msgspec.Struct, frozen=True):
     trimmed: int | None
     """Entries that its limits have let go; None where it may not be read."""
     groups: list[GroupStatus]
+    added: int | None = None
+    """Entries that were ever added; None where the server does not count them (Redis 6.2)."""
+    server_cpu_ms: int | None = None
+    """Processor time that the thread which runs the commands of its server has used since the
+    start, ms; None where it may not be asked."""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker, as it said of itself last."""
+
+    group: str
+    name: str
+    """Of its consumer."""
+    age_ms: int
+    """How old the report is."""
+    report: WorkerReport
 
 
 class StreamStatus(msgspec.Struct, frozen=True):
@@ -69,6 +93,8 @@ class StreamStatus(msgspec.Struct, frozen=True):
     shards: list[ShardStatus]
     read_at: int
     """The server's clock when it was read, ms."""
+    workers: list[WorkerStatus] | None = None
+    """Those that have reported within REPORT_TTL_MS; None where that may not be read."""
 
 
 async def stream_status(stream: Stream) -> StreamStatus:
@@ -81,25 +107,71 @@ async def stream_status(stream: Stream) -> StreamStatus:
         StreamNotFoundError: it does not exist.
         ServerError: the server cannot be reached or refuses.
 
-    Cost: per shard about six commands in three round trips, one more per group; O(1) each, but for
-        MEMORY USAGE, which samples.
+    Cost: per shard about seven commands in three round trips, and per group two round trips more;
+        O(1) each, but for MEMORY USAGE, which samples, and what the workers report, O(workers).
     """
     await stream.require()
     seconds, micros = await stream.server.call("TIME", key=stream.keys[0])
     read_at = int(seconds) * 1000 + int(micros) // 1000
     shards = [await _shard_status(stream, shard, read_at) for shard in range(stream.shards)]
-    return StreamStatus(stream.name, stream.server.address.shown, shards, read_at)
+    groups = {group.name for shard in shards for group in shard.groups}
+    workers = await read_workers(stream, sorted(groups))
+    return StreamStatus(stream.name, stream.server.address.shown, shards, read_at, workers)
+
+
+async def read_workers(stream: Stream, groups: Iterable[str]) -> list[WorkerStatus] | None:
+    """What the workers of some groups of an open stream say they do.
+
+    Returns:
+        By group and name. None where that may not be read.
+
+    Raises:
+        ServerError: the server cannot be reached or refuses.
+
+    Cost: TIME, and two commands per group, O(workers), in one round trip.
+    """
+    names = list(groups)
+    commands: list[tuple[str | int, ...]] = []
+    for name in names:
+        reports, until = stream.report_keys(name)
+        commands += [("HGETALL", reports), ("ZRANGE", until, 0, -1, "WITHSCORES")]
+    clock, *replies = await stream.server.call_many([("TIME",), *commands], key=stream.keys[0])
+    for reply in (clock, *replies):
+        if isinstance(reply, NotPermittedError):
+            return None
+        if isinstance(reply, StandpipeError):
+            raise reply
+    now = int(clock[0]) * 1000 + int(clock[1]) // 1000
+    found: list[WorkerStatus] = []
+    for group, reports, until in zip(names, replies[::2], replies[1::2], strict=True):
+        ends = {name: int(end) for name, end in until}
+        for name, raw in sorted(reports.items()):
+            # One that ended goes when another reports, or with the whole.
+            if (end := ends.get(name, 0)) > now:
+                age_ms = max(0, now - (end - REPORT_TTL_MS))
+                found.append(WorkerStatus(group, name.decode(), age_ms, _read_report(raw)))
+    return found
+
+
+def _read_report(raw: bytes) -> WorkerReport:
+    try:
+        return msgspec.json.decode(raw, type=WorkerReport)
+    except msgspec.MsgspecError as error:
+        # Of another version, perhaps: that it is there is worth knowing all the same.
+        log.warning("a worker's report cannot be read: %s", error)
+        return WorkerReport()
 
 
 async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
     key = stream.keys[shard]
-    info, groups, memory, dead, ringed, lost = await stream.server.call_many(
+    info, groups, memory, dead, ringed, cpu, lost = await stream.server.call_many(
         [
             ("XINFO", "STREAM", key),
             ("XINFO", "GROUPS", key),
             ("MEMORY", "USAGE", key),
             ("XLEN", stream.dead_key(shard)),
             ("GET", stream.trimmed_key(shard)),
+            ("INFO", "cpu"),
             ("HGETALL", stream.lost_key(shard)),
         ],
         key=key,
@@ -124,9 +196,11 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
         dead=dead,
         trimmed=trimmed,
         groups=[
-            _with_lost(await _group_status(stream, key, found, info_map(group), now), lost)
+            _with_lost(await _group_status(stream, shard, found, info_map(group), now), lost)
             for group in groups
         ],
+        added=found.get("entries-added"),
+        server_cpu_ms=None if isinstance(cpu, StandpipeError) else _cpu_ms(info_fields(cpu)),
     )
 
 
@@ -135,6 +209,14 @@ def _with_lost(group: GroupStatus, lost: Any) -> GroupStatus:
         return group
     count = int(lost.get(f"group:{group.name}".encode(), 0))
     return msgspec.structs.replace(group, lost=count)
+
+
+def _cpu_ms(fields: Mapping[str, str]) -> int | None:
+    try:
+        system, user = (float(fields[f"used_cpu_{kind}_main_thread"]) for kind in ("sys", "user"))
+    except KeyError:
+        return None  # Not every system counts by thread.
+    return round((system + user) * 1000)
 
 
 async def read_groups(stream: Stream, shard: int) -> list[GroupStatus]:
@@ -160,23 +242,38 @@ async def read_groups(stream: Stream, shard: int) -> list[GroupStatus]:
             raise reply
     now = int(clock[0]) * 1000 + int(clock[1]) // 1000
     found = info_map(info)
-    return [await _group_status(stream, key, found, info_map(group), now) for group in groups]
+    return [await _group_status(stream, shard, found, info_map(group), now) for group in groups]
 
 
 async def _group_status(
-    stream: Stream, key: str, info: Mapping[str, Any], group: Mapping[str, Any], now: int
+    stream: Stream, shard: int, info: Mapping[str, Any], group: Mapping[str, Any], now: int
 ) -> GroupStatus:
+    key = stream.keys[shard]
     name: bytes = group["name"]
-    pending, consumers = await stream.server.call_many(
-        [("XPENDING", key, name), ("XINFO", "CONSUMERS", key, name)], key=key
+    pending, consumers, requeued = await stream.server.call_many(
+        [
+            ("XPENDING", key, name),
+            ("XINFO", "CONSUMERS", key, name),
+            ("XLEN", stream.requeued_key(shard, name.decode())),
+        ],
+        key=key,
     )
     for reply in (pending, consumers):
         if isinstance(reply, StandpipeError):
             raise reply
-    oldest = None if pending[1] is None else now - int(pending[1].partition(b"-")[0])
+    oldest = None if pending[1] is None else now - EventId.parse(pending[1]).ms
+    lag, behind = known_lag(info, group), oldest
+    if oldest is None and lag == 0:
+        behind = 0
+    elif oldest is None:
+        # When the entry came that is delivered next, only that entry knows.
+        after = b"(" + group["last-delivered-id"]
+        (rows,) = await stream.server.call_many([("XRANGE", key, after, "+", "COUNT", 1)], key=key)
+        if not isinstance(rows, StandpipeError):
+            behind = now - EventId.parse(rows[0][0]).ms if rows else 0
     return GroupStatus(
         name=name.decode(),
-        lag=known_lag(info, group),
+        lag=lag,
         pending=pending[0],
         oldest_pending_ms=oldest,
         last_delivered=group["last-delivered-id"].decode(),
@@ -184,6 +281,8 @@ async def _group_status(
             ConsumerStatus(row["name"].decode(), row["pending"], row["idle"])
             for row in map(info_map, consumers)
         ],
+        behind_ms=None if behind is None else max(0, behind),
+        requeued=None if isinstance(requeued, StandpipeError) else requeued,
     )
 
 

@@ -13,8 +13,8 @@ from standpipe.errors import ConfigError, StreamNotFoundError
 from standpipe.keyspace import archived_key, check_stream_name, definition_key, shard_keys, side_key
 from standpipe.limits import (
     AGE_MS_MIN,
-    BLOCK_EVENTS_MAX,
     FILL_PERCENT,
+    PART_EVENTS_MAX,
     SHARDS_MAX,
     STREAM_BYTES_MIN,
 )
@@ -83,9 +83,9 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         """How many of these retention leaves free for producers, and a run of plain events has at
         most: what needs more would wait for ever where only acknowledged entries are left."""
         if self.entries_max is None:
-            return BLOCK_EVENTS_MAX
+            return PART_EVENTS_MAX
         share = self.entries_max * (100 - FILL_PERCENT) // 100
-        return max(1, share, min(BLOCK_EVENTS_MAX, self.entries_max // 2))
+        return max(1, share, min(PART_EVENTS_MAX, self.entries_max // 2))
 
     @property
     def bytes_max(self) -> int | None:
@@ -215,13 +215,21 @@ class Stream:
         """The key of the numbers of events that a ring has lost: ``group:<name>``, ``archive``."""
         return side_key(self.keys[shard], "lost")
 
+    def requeued_key(self, shard: int, group: str) -> str:
+        """The key of the dead letters of a shard that were requeued for a group."""
+        return side_key(self.keys[shard], f"requeued:{group}")
+
     def archived_key(self, shard: int) -> str:
         """The key of the entry ID up to which a shard is archived."""
         return archived_key(self.keys[shard])
 
-    def requeued_key(self, shard: int, group: str) -> str:
-        """The key of the dead letters of a shard that were requeued for a group."""
-        return side_key(self.keys[shard], f"requeued:{group}")
+    def report_keys(self, group: str) -> tuple[str, str]:
+        """The keys of what the workers of a group say they do, and of how long each is believed.
+
+        Beside the first shard, for they are of the whole stream.
+        """
+        key = self.keys[0]
+        return side_key(key, f"workers:{group}"), side_key(key, f"workers-until:{group}")
 
     async def exists(self) -> bool:
         """Whether an entry was ever sent or a group created: whether any shard's key is there."""

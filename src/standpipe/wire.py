@@ -144,6 +144,9 @@ def translate(error: BaseException, where: str) -> StandpipeError:
         if code in _BY_CODE:
             text = rest
     kind = _BY_CODE.get(code)
+    if code == "UNBLOCKED" and "no longer exists" in text:
+        # Redis 7.0 says so to a blocked read whose stream is deleted; others say NOGROUP.
+        kind = GroupNotFoundError
     if kind is None and (found := _IN_SCRIPT.search(text)):
         code, kind = found[1], _BY_CODE[found[1]]
     if kind is None:
@@ -246,6 +249,13 @@ class Link:
     @property
     def is_open(self) -> bool:
         return self._connection.is_connected
+
+    @property
+    def peer(self) -> str:
+        """Who is on the other side: of a Sentinel's or a cluster's URL, the server itself."""
+        writer: Any = getattr(self._connection, "_writer", None)
+        found = None if writer is None else writer.get_extra_info("peername")
+        return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else self.where
 
     async def is_usable(self) -> bool:
         """Whether it is open and, with nothing under way, not closed by the server meanwhile.

@@ -141,6 +141,15 @@ def test_the_durable_example_runs(fresh: TestServer, tmp_path: Path) -> None:
     assert (tmp_path / "pump_stream.spool").is_file()
 
 
+def test_the_archive_example_runs(server: TestServer, tmp_path: Path) -> None:
+    """examples/archive.py archives a stream and reads it with DuckDB, polars and pandas; what it
+    prints is what docs/archive.md shows."""
+    server.command("UNLINK", "archived_pump_stream", side_key("archived_pump_stream", "archived"))
+    out = _run_example("archive.py", server, cwd=tmp_path)
+    assert f"```\n{out}```" in (ROOT / "docs" / "archive.md").read_text()
+    assert list(tmp_path.glob("archive/stream=archived_pump_stream/date=*/hour=*/*.parquet"))
+
+
 def test_the_ledger_example_runs(fresh: TestServer, tmp_path: Path) -> None:
     """examples/ledger.py finds the one producer sound, also when it runs again, and the other not;
     what it prints is what docs/testing.md shows."""
@@ -227,3 +236,10 @@ def test_the_handlers_example_stores_once(fresh: TestServer, tmp_path: Path) -> 
     wrong = decode_entry(b"1700000000000-0", [b"key", b"m1", b"volts", b"high"], PlainLayout())
     with pytest.raises(Reject, match="volts is 'high'"):
         handlers.alarm(wrong.events()[0], context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    """A test that a page names for a promise exists."""
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.M), name

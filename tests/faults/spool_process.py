@@ -12,12 +12,8 @@ The process notes in its log, each with one write: ``t <first> <count>`` before 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import signal
-import sys
-from collections.abc import Callable
 from typing import Any
 
 from standpipe import Producer, Stream
@@ -25,6 +21,7 @@ from standpipe.errors import SpooledError
 from standpipe.producer.block import Receipts
 from standpipe.spool import Spool
 from standpipe.wire import Link, Server
+from tests.faults.nursery import kill_at, serve
 from tests.faults.spooling import RUN, runs_of_events
 
 KEYS = 5
@@ -57,54 +54,17 @@ async def produce(url: str, spool: str, log: int, first: int, codec: str) -> Non
                 os.write(log, b"d\n")
 
 
-def kill_at(owner: type, name: str, when: str, number: int) -> None:
-    """End this process, as SIGKILL does, before or after one of the calls of a method."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def before() -> bool:
-        nonlocal calls
-        calls += 1
-        if calls == number and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return calls == number
-
-    def call(*args: Any, **options: Any) -> Any:
-        is_last = before()
-        result = original(*args, **options)
-        if is_last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    async def call_async(*args: Any, **options: Any) -> Any:
-        is_last = before()
-        result = await original(*args, **options)
-        if is_last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, call_async if asyncio.iscoroutinefunction(original) else call)
-
-
 OWNERS = {"append": Spool, "remove": Spool, "exchange": Link}
 
 
-def main() -> None:
-    logging.disable()
-    for line in sys.stdin:
-        given = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            if point := given.pop("point"):
-                name, when, number = point
-                kill_at(OWNERS[name], name, when, number)
-            log = os.open(given.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            asyncio.run(produce(log=log, **given))
-            os._exit(0)
-        print("pid", child, flush=True)
-        os.waitpid(child, 0)
-        print("ended", flush=True)
+def start(given: dict[str, Any]) -> None:
+    if point := given.pop("point"):
+        name, when, number = point
+        kill_at(OWNERS[name], name, when, number)
+    log = os.open(given.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    asyncio.run(produce(log=log, **given))
 
 
 if __name__ == "__main__":
-    main()
+    logging.disable()
+    serve(start)

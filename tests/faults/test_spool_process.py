@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
-import select
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +15,7 @@ from standpipe import Stream
 from standpipe.producer import drain
 from standpipe.spool import Spool
 from tests.conditions import eventually_sync
+from tests.faults.nursery import Nursery
 from tests.faults.spooling import summary_of
 from tests.servers.entries import events_of
 from tests.servers.fleet import TestServer
@@ -36,63 +31,9 @@ POINTS: list[Point] = [
 ]
 
 
-class Nursery:
-    """Starts producer processes, one at a time."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.spool_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin, self._process.stdout
-        self._rest = b""
-        self.pid: int | None = None
-
-    def begin(self, **given: object) -> None:
-        self._in.write(json.dumps(given).encode() + b"\n")
-        word, _, pid = self._line(30).partition(b" ")
-        assert word == b"pid"
-        self.pid = int(pid)
-
-    def wait(self, deadline_s: float) -> bool:
-        """Wait until the process has ended; False: it has not."""
-        if b"\n" not in self._rest and not select.select([self._out], [], [], deadline_s)[0]:
-            return False
-        assert self._line(1) == b"ended"
-        self.pid = None
-        return True
-
-    def kill(self) -> None:
-        assert self.pid is not None
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.wait(10)
-
-    def _line(self, deadline_s: float) -> bytes:
-        while b"\n" not in self._rest:
-            assert select.select([self._out], [], [], deadline_s)[0], "the nursery hangs"
-            chunk = self._out.read(4096)
-            assert chunk, "the nursery has ended"
-            self._rest += chunk
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
-
-    def close(self) -> None:
-        if self.pid is not None:
-            self.kill()
-        self._in.close()
-        self._process.wait(10)
-        self._out.close()
-
-
 @pytest.fixture
 def nursery() -> Iterator[Nursery]:
-    found = Nursery()
+    found = Nursery("tests.faults.spool_process")
     yield found
     found.close()
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -28,6 +29,8 @@ from standpipe.codec import (
 from standpipe.errors import CodecError, DecodeError, FieldError
 from standpipe.event import Batch, Event, check_events
 from standpipe.limits import INTEGER_MAX, INTEGER_MIN, TIME_MS_MAX, TIME_MS_MIN
+from standpipe.producer.arguments import plain_part
+from standpipe.wire import holds_arguments
 
 # Two cores and cold imports make single examples slow; what counts is that they all hold.
 patient = settings(deadline=None, max_examples=100)
@@ -279,6 +282,70 @@ def test_any_plain_fields_are_an_event_or_a_decode_error(flat: list[bytes]) -> N
     """Whatever fields an entry has, it becomes one event or a DecodeError."""
     events = given_up(flat)
     assert events is None or len(events) == 1
+
+
+# What reads alike in places: as in real streams, most entries have the same names.
+RAWS = (
+    st.sampled_from(
+        [b"1", b"230.5", b"0.0", b"-0", b"-0.0", b"1,2", b"", b" 5", b"[1", b"2]", b"x"]
+    )
+    | st.sampled_from(
+        [b"007", b"1e400", b"9223372036854775808", b"true", b"1700000000000", b"\xff"]
+    )
+    | st.floats(allow_nan=False, allow_infinity=False).map(lambda number: repr(number).encode())
+)
+
+
+@st.composite
+def entries_alike(draw: st.DrawFn) -> list[list[bytes]]:
+    names = draw(st.lists(st.sampled_from([b"key", b"time", b"volts", b"amps"]), max_size=4))
+    column = st.one_of(*(st.just(raw) for raw in draw(st.lists(RAWS, min_size=1, max_size=3))))
+    entry = st.tuples(*[column for _ in names]).map(
+        lambda values: [part for pair in zip(names, values, strict=True) for part in pair]
+    )
+    return draw(st.lists(entry, min_size=4, max_size=8)) + draw(
+        st.lists(st.lists(RAWS, max_size=5), max_size=2)
+    )
+
+
+@example([[b"volts", b"9223372036854775808"]] * 4, LAYOUT)
+@example([[b"volts", b"0.1234567890123456789"]] * 4, LAYOUT)
+@example([[b"volts", b" 5"]] * 4, LAYOUT)
+@example([[b"volts", b"1"]] * 4 + [[b"amps", b"1"]], LAYOUT)
+@example([[b"volts", b"1,2"]] + [[b"volts", b"1"]] * 4, LAYOUT)
+@example([[b"time", b"1,2"]] + [[b"time", b"1"]] * 4, LAYOUT)
+@example([[b"time", b"1"], [b"key", b"a"]] * 4, LAYOUT)
+@patient
+@given(
+    entries_alike(),
+    st.sampled_from(
+        [PlainLayout(), PlainLayout(numbers="text"), PlainLayout(schema={"amps": int})]
+    ),
+)
+def test_plain_entries_together_are_what_each_is(
+    fields: list[list[bytes]], layout: PlainLayout
+) -> None:
+    """Entries that are read together become the same events, or an error where one of them does."""
+    entries = [PlainEntry(b"1700000000123-%d" % n, each, layout) for n, each in enumerate(fields)]
+    try:
+        expected = [event for entry in entries for event in entry.events()]
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            PlainEntry.events_of(entries)
+    else:
+        assert same(PlainEntry.events_of(entries), expected)
+        assert same(Batch(entries).events, expected)
+
+
+@patient
+@given(LISTS | alike().filter(bool), st.sampled_from([1, 4]))
+def test_plain_events_packed_together_are_what_each_is(events: list[Event], times: int) -> None:
+    """Events that are packed together are the arguments that each is by itself."""
+    events = events * times
+    parts = [plain_part((event,), LAYOUT) for event in events]
+    together = b"".join(part for part, _ in parts), sum(count for _, count in parts)
+    assert plain_part(events, LAYOUT) == together
+    assert holds_arguments(*together)
 
 
 @patient

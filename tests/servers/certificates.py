@@ -18,8 +18,8 @@ class Certificates(NamedTuple):
     client_key: Path
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """Write the files into a folder, which is created."""
+def make_certificates(folder: Path, *, days: int = 1) -> Certificates:
+    """Write the files into a folder, which is created; they are valid for so many days."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -50,7 +50,7 @@ def make_certificates(folder: Path) -> Certificates:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

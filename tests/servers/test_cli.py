@@ -298,15 +298,16 @@ def test_processes_that_are_wrongly_set_up_are_not_started_again(
 
 def test_processes_by_the_machine(tmp_path: Path) -> None:
     """``--processes auto`` starts one for each processor that may be used; nonsense is refused."""
-    from standpipe.cli.processes import _quota, process_count
+    from standpipe.cli.processes import process_count
+    from standpipe.worker.processors import quota as quota_of
 
     affinity = len(os.sched_getaffinity(0))
-    assert process_count("auto") == min(affinity, _quota(), 256)
+    assert process_count("auto") == min(affinity, quota_of(), 256)
     quota = tmp_path / "cpu.max"
     for text, expected in (("150000 100000", 2), ("50000 100000", 1), ("max 100000", 256)):
         quota.write_text(text)
-        assert _quota(quota) == expected
-    assert _quota(tmp_path / "missing") == 256
+        assert quota_of(quota) == expected
+    assert quota_of(tmp_path / "missing") == 256
     for wrong in ("0", "257", "many", "-1"):
         done = run("work", "s", "app:f", "-g", "g", "-p", wrong, cwd=tmp_path)
         assert done.returncode == 2

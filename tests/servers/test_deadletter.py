@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from standpipe import Batch, Context, DeadLetters, Event, Reject, Selection, Stream, Worker
+from standpipe.consumer import count_requeued
 from standpipe.deadletter import DeadLetter, LetterId
 from standpipe.errors import LetterNotFoundError, ServerFullError, StreamNotFoundError
 from standpipe.limits import DEAD_IDS_MAX, DEAD_PAGE_LETTERS, REQUEUED_LOOK_MS
@@ -235,6 +236,36 @@ async def test_requeued_for_its_group_alone(stream: Stream) -> None:
     assert {found.group for found in await found(stream)} == {"h"}
     # Plain clients and readers of the stream see nothing of it.
     assert await stream.server.call("XLEN", stream.name, key=stream.name) == length
+
+
+async def test_what_is_requeued_is_counted(stream: Stream) -> None:
+    """What waits and what is being handled is counted, and what is settled is not, though it may
+    stand in the stream of requeued events still."""
+    await send(stream, make_events(5))
+    assert await count_requeued(stream, "g", 0) == 0
+    await give_up(stream, "g", *range(5))
+    await DeadLetters(stream).requeue(Selection(group="g"))
+    assert await count_requeued(stream, "g", 0) == 5
+    assert await count_requeued(stream, "h", 0) == 0
+    go = asyncio.Event()
+    worker = Worker(stream, "g")
+
+    @worker.each
+    async def handle(event: Event) -> None:
+        if event.fields["n"] == 0:
+            await go.wait()
+
+    async with running(worker):
+        await eventually(lambda: worker.stats.handled == 4)
+        await eventually(lambda: _requeued_are(stream, 1))
+        key = stream.requeued_key(0, "g")
+        assert await stream.server.call("XLEN", key, key=key) == 5
+        go.set()
+        await eventually(lambda: _requeued_are(stream, 0))
+
+
+async def _requeued_are(stream: Stream, count: int) -> bool:
+    return await count_requeued(stream, "g", 0) == count
 
 
 async def _no_keys(stream: Stream, *groups: str) -> bool:

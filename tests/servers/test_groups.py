@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -665,6 +666,51 @@ async def test_a_worker_takes_on_what_was_claimed_for_it(
         await eventually(lambda: "1-0" in seen, 20, what="1-0 handled")
         await eventually(lambda: "2-0" in seen, 20, what="2-0 handled")
     assert server.command("XPENDING", key, "g")[0] == 0
+
+
+async def test_what_is_claimed_for_a_worker_at_work_is_taken_up_soon(
+    own_server: Callable[..., TestServer], stream_name: str
+) -> None:
+    """A worker need not wait until what it was given has been idle for idle_ms_min; what it was
+    given counts its tries, and what it holds already is not handled again."""
+    server = own_server("valkey-9.1")
+    async with Stream(stream_name, server.url) as stream:
+        await _given_while_at_work(server, stream)
+
+
+async def _given_while_at_work(server: TestServer, stream: Stream) -> None:
+    key = stream.name
+    add(server, key, 5)
+    server.command("XGROUP", "CREATE", key, "g", "0")
+    give(server, key, "g", "failed", 3)
+    worker = Worker(stream, "g", name="alive", idle_ms_min=4_500)
+    seen: list[tuple[str, int]] = []
+    go = asyncio.Event()
+
+    @worker.each
+    async def handle(_event: Any, context: Any) -> None:
+        seen.append((context.event_id.entry, context.deliveries))
+        await go.wait()
+
+    # Failed members that are at work all the same: their entries are nobody else's to take.
+    claim = ("XCLAIM", key, "g", "failed", 0, "1-0", "2-0", "3-0", "IDLE", 0, "JUSTID")
+    async with running(worker):
+        await eventually(lambda: len(seen) == 2)
+        server.command(*claim)
+        given = await groups.claim_entries(stream, "g", "alive", ["1-0", "3-0"], idle_ms_min=0)
+        assert [each.outcome for each in given] == ["claimed", "claimed"]
+
+        def is_taken() -> bool:
+            server.command("XCLAIM", key, "g", "failed", 0, "2-0", "IDLE", 0, "JUSTID")
+            return len(seen) == 4
+
+        await eventually(is_taken, 20)
+        go.set()
+        await eventually(lambda: worker.stats.handled == 4)
+    assert sorted(seen) == [("1-0", 2), ("3-0", 2), ("4-0", 1), ("5-0", 1)]
+    # By idle_ms_min it would have been.
+    assert worker.consumer.stats.taken_over == 0
+    assert server.command("XPENDING", key, "g")[0] == 1
 
 
 # --- permissions ---------------------------------------------------------------------------------

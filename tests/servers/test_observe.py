@@ -77,6 +77,33 @@ async def test_groups(server: TestServer, wire: Server, stream_name: str) -> Non
     assert (idle.oldest_pending_ms, idle.consumers) == (None, [])
 
 
+async def test_what_a_trend_is_made_of(server: TestServer, wire: Server, stream_name: str) -> None:
+    """How old the oldest unacknowledged entry is, delivered or not; what was ever added, what was
+    requeued for a group, and what the server has computed."""
+    old = now_ms() - 60_000
+    for n in range(3):
+        server.command("XADD", stream_name, f"{old + 10_000 * n}-0", "n", n)
+    server.command("XGROUP", "CREATE", stream_name, "g", "0")
+
+    async def group_of(stream: Stream) -> tuple[int | None, int | None]:
+        (shard,) = (await stream_status(stream)).shards
+        assert shard.added == (None if server.name == "redis-6.2" else 3)
+        assert shard.server_cpu_ms is not None and shard.server_cpu_ms > 0
+        return shard.groups[0].behind_ms, shard.groups[0].requeued
+
+    read = ("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "STREAMS", stream_name, ">")
+    async with Stream(stream_name, wire) as stream:
+        for age in (60_000, 50_000, 40_000):
+            for is_delivered in (False, True):
+                if is_delivered:
+                    server.command(*read)
+                behind, requeued = await group_of(stream)
+                assert behind is not None and age - 10 <= behind < age + 9_000 and requeued == 0
+            server.command("XACK", stream_name, "g", f"{old + 60_000 - age}-0")
+        server.command("XADD", stream.requeued_key(0, "g"), "*", "id", "1-0")
+        assert await group_of(stream) == (0, 1)
+
+
 async def test_lag_that_cannot_be_known(server: TestServer, wire: Server, stream_name: str) -> None:
     """Where deletions make the lag unknowable it is None, not a number."""
     for n in range(5):

@@ -130,6 +130,7 @@ def test_every_setting_is_read_from_every_source(folder: Path, setting: Setting)
     text, value = {
         "url": ("rediss://h:1", "rediss://h:1"),
         "path": ("/somewhere/else", Path("/somewhere/else")),
+        "place": ("s3://bucket/readings", "s3://bucket/readings"),
         "integer": ("17", 17),
         "duration": ("17s", 17_000),
         "size": ("17MiB", 17 * 2**20),

@@ -14,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standpipe.clock import now_ms
+from standpipe.codec import read_event
 from standpipe.errors import EventError, FieldError
-from standpipe.event import Batch, Event, EventId, check_event, check_events
+from standpipe.event import (
+    Batch,
+    Event,
+    EventId,
+    _look_closely,  # pyright: ignore[reportPrivateUsage]
+    check_event,
+    check_events,
+)
 from standpipe.limits import (
     FIELDS_PER_EVENT_MAX,
     INTEGER_MAX,
@@ -58,7 +66,7 @@ def test_an_event_is_an_array_in_messagepack() -> None:
     event = Event("a", 1, {"f": 1.5, "i": 2, "t": "x", "b": b"\0", "n": None, "y": True})
     packed = msgspec.msgpack.encode(event)
     assert msgspec.msgpack.decode(packed) == ["a", 1, event.fields]
-    assert msgspec.msgpack.decode(packed, type=Event) == event
+    assert read_event(packed) == event
 
 
 @pytest.mark.parametrize(
@@ -461,6 +469,35 @@ def refusal(check: Any, argument: Any) -> tuple[type, str] | None:
 
 @given(st.lists(PLAIN_EVENTS | ODD_EVENTS, max_size=6))
 def test_the_quick_look_agrees_with_the_close_one(events: list[Event]) -> None:
-    """check_events refuses exactly what check_event refuses of the first wrong event."""
-    refusals = (refusal(check_event, event) for event in events)
+    """check_events refuses exactly what the close look at each event refuses first, and so does
+    check_event of one."""
+    refusals = [refusal(_look_closely, event) for event in events]
     assert refusal(check_events, events) == next(filter(None, refusals), None)
+    assert [refusal(check_event, event) for event in events] == refusals
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "key": st.sampled_from(["meter-1", "", 7, None]),
+                "time": st.sampled_from([NOW, "2026-01-31T12:00:00Z", str(NOW)]),
+                "volts": ODD_VALUES,
+                "id": st.just("x"),
+            },
+        ),
+        max_size=5,
+    ),
+    st.sampled_from(["key", "id"]),
+)
+def test_many_dicts_become_what_each_becomes(dicts: list[dict[str, Any]], key_field: str) -> None:
+    """from_dicts is from_mapping of each, whether the quick way is open or not, and leaves the
+    caller's dicts as they are."""
+    given_dicts = [dict(each) for each in dicts]
+    found = Event.from_dicts(dicts, key_field=key_field)
+    for event, each in zip(found, given_dicts, strict=True):
+        alone = Event.from_mapping(each, key_field=key_field)
+        assert (event.key, event.fields) == (alone.key, alone.fields)
+        assert event.time == alone.time or "time" not in each
+    assert dicts == given_dicts

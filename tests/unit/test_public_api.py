@@ -12,6 +12,7 @@ import pytest
 import standpipe
 
 NAMES = {
+    "Archive", "Archiver",
     "Batch", "Context", "DeadLetters", "EmbeddedServer", "Event", "EventId", "Producer", "Reader",
     "Receipt", "Reject", "Retry", "Selection", "StandpipeError", "Stream", "Worker", "__version__",
     "datasets", "errors", "groups", "sync",

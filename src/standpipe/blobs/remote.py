@@ -15,7 +15,7 @@ from standpipe.errors import BlobStoreError, ConfigError, MissingExtraError
 from standpipe.limits import BLOB_RANGE_BYTES
 
 # Stores in which an upload appears under its name only when it is complete.
-_OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 
 
 class Remote:
@@ -26,18 +26,18 @@ class Remote:
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         self._url: Final = url.rstrip("/")
-        fs, root = _open_filesystem(url, options)
+        fs, root = open_filesystem(url, options)
         self._fs: Final = fs
         self._root: Final = root.rstrip("/")
         names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        self._is_object_store: Final = not _OBJECT_STORES.isdisjoint(names)
+        self._is_object_store: Final = not OBJECT_STORES.isdisjoint(names)
         # The async ones run on a loop of their own; of the others some have a single connection.
         self._turn: Final[contextlib.AbstractContextManager[object]] = (
             contextlib.nullcontext() if fs.async_impl else threading.RLock()
         )
 
     def path(self, relative: str) -> str:
-        shown = _without_password(self._url)
+        shown = without_password(self._url)
         return f"{shown}/{relative}" if relative else shown
 
     def is_there(self) -> bool:
@@ -142,24 +142,36 @@ class Remote:
             return False
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """A URL as it may be shown."""
     return re.sub(r"://[^/@]*@", "://", url)
 
 
-def _open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    shown = _without_password(url)
+def open_filesystem(
+    url: str, options: Mapping[str, Any], *, what: str = "blobs", extra: str = "blobs"
+) -> tuple[Any, str]:
+    """fsspec's filesystem of a URL, and the path on it.
+
+    Args:
+        what: What is kept there, for the errors.
+        extra: The extra of this package that brings fsspec.
+
+    Raises:
+        MissingExtraError, ConfigError, BlobStoreError: as for :class:`Blobs`.
+    """
+    shown = without_password(url)
     try:
         core: Any = import_module("fsspec.core")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"blobs in {shown} need the Python module {error.name}, which is not installed",
-            hint="Install it with: pip install 'standpipe[blobs]'",
+            f"{what} in {shown}: the Python module {error.name} is not installed",
+            hint=f"Install it with: pip install 'standpipe[{extra}]'",
         ) from error
     try:
         return core.url_to_fs(url, **options)
     except ImportError as error:
         raise MissingExtraError(
-            f"blobs in {shown} need a package that is not installed: {error}",
+            f"{what} in {shown}: a package is not installed: {error}",
             hint="fsspec names the package: install it with pip.",
         ) from error
     except (ValueError, TypeError) as error:

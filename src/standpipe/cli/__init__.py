@@ -10,9 +10,13 @@ import typer
 
 from standpipe.cli import (
     ack,
+    archive,
+    bench,
     claim,
     dead,
     demo,
+    doctor,
+    explain,
     group,
     pending,
     retain,
@@ -29,7 +33,8 @@ from standpipe.cli import (
 app = typer.Typer(
     name="standpipe",
     help="A message queue and ingestion layer for telemetry on Redis and Valkey Streams.",
-    epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage. Start with: standpipe demo",
+    epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 critical (doctor). "
+    "Start with: standpipe demo",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,9 +78,18 @@ app.command(
 app.command(
     "tail", short_help="Print a stream's events; nothing is consumed.", epilog=tail.EXAMPLE
 )(tail.tail)
-app.command("status", short_help="Length, lag, pending, consumers, memory.", epilog=status.EXAMPLE)(
+app.command("status", short_help="What waits, who works, what would help.", epilog=status.EXAMPLE)(
     status.status
 )
+app.command("bench", short_help="Measure this machine and this server.", epilog=bench.EXAMPLE)(
+    bench.bench
+)
+app.command(
+    "doctor", short_help="What is wrong, why it matters, what mends it.", epilog=doctor.EXAMPLE
+)(doctor.doctor)
+app.command(
+    "explain", short_help="Cause, check and cure of an error code.", epilog=explain.EXAMPLE
+)(explain.explain)
 app.add_typer(stream.app, name="stream", short_help="A stream's definition and its limits.")
 app.command(
     "retain",
@@ -95,6 +109,9 @@ spools.command("verify", short_help="Look for damage.", epilog=spool.VERIFY_EXAM
 spools.command("drain", short_help="Send what waits.", epilog=spool.DRAIN_EXAMPLE)(spool.drain)
 app.add_typer(spools, name="spool", short_help="Show, check or drain a producer's spool.")
 app.add_typer(group.app, name="group", short_help="Create, list, move and delete consumer groups.")
+app.add_typer(
+    archive.app, name="archive", short_help="Keep a stream's events in Parquet files, for good."
+)
 app.command(
     "pending",
     short_help="What a group has not acknowledged, and who has it.",

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from standpipe.cli.running import WRONG_USAGE, on_stop_signals
@@ -23,6 +20,7 @@ from standpipe.limits import (
     WRONG_USAGE_MS_MAX,
 )
 from standpipe.policy import backoff_ms
+from standpipe.worker.processors import allowed_processors
 
 log: Final = logging.getLogger("standpipe.work")
 
@@ -54,25 +52,12 @@ def process_count(given: str) -> int:
         ConfigError: it is neither.
     """
     if given.strip().lower() == "auto":
-        allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        return max(1, min(allowed, _quota(), PROCESSES_MAX))
+        return min(allowed_processors(), PROCESSES_MAX)
     if not given.strip().isdecimal() or not 1 <= int(given) <= PROCESSES_MAX:
         raise ConfigError(
             f"--processes is {given!r}", hint=f"Give a number from 1 to {PROCESSES_MAX}, or auto."
         )
     return int(given)
-
-
-def _quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The processors of the control group's quota, rounded up; without one, as many as are asked.
-
-    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
-    """
-    try:
-        quota, period = map(int, path.read_text().split())
-    except (OSError, ValueError):
-        return PROCESSES_MAX  # No such file, or "max 100000".
-    return max(1, math.ceil(quota / period))
 
 
 async def run_processes(processes: int) -> int:

@@ -109,7 +109,7 @@ def send(
     event_bytes_max: Annotated[
         str | None, typer.Option(help="Refuse larger events; 64KiB.")
     ] = None,
-    block_events_max: Annotated[int | None, typer.Option(help="Events per entry; 500.")] = None,
+    block_events_max: Annotated[int | None, typer.Option(help="Events per entry; 2000.")] = None,
     block_bytes_max: Annotated[str | None, typer.Option(help="Bytes per entry; 256KiB.")] = None,
     buffer_events_max: Annotated[
         int | None, typer.Option(help="Events held until acknowledged.")

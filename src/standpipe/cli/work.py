@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -63,6 +63,14 @@ def work(
             show_default=False,
         ),
     ] = None,
+    ack: Annotated[
+        str,
+        typer.Option(
+            "--ack",
+            metavar="auto|manual",
+            help="manual: the handler acknowledges by context.ack() or batch.ack().",
+        ),
+    ] = "auto",
     start: Annotated[
         str, typer.Option("--start", help="Where a new group begins: 0, $ or an entry ID.")
     ] = "0",
@@ -113,6 +121,7 @@ def work(
     count = process_count(processes)
     # With processes: fail here, once and clearly, instead of in every child again and again.
     keeper = load_sink(sink) if sink and not handler else None
+    ack_mode = parse_ack(ack, sink)
     function = keeper.write if keeper else load_handler(handler, sink)
     if count > 1:
         restarts = run_async(run_processes(count))
@@ -154,7 +163,7 @@ def work(
                 lease_ms=settings.lease_ms,
                 retain=retain,
             )
-            (worker.batch if wants_batch else worker.each)(function)
+            (worker.batch if wants_batch else worker.each)(function, ack=ack_mode)
             on_stop_signals(worker.stop)
             if until_stdin_closes:
                 await on_stdin_closed(worker.stop)
@@ -183,6 +192,24 @@ def work(
         print_json(counts)
     else:
         typer.echo(", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items()))
+
+
+def parse_ack(text: str, sink: str | None) -> Literal["auto", "manual"]:
+    """Who acknowledges.
+
+    Raises:
+        ConfigError: it is neither, or a sink would have to do what it does not.
+    """
+    from standpipe.errors import ConfigError
+
+    if text == "manual" and sink is None:
+        return "manual"
+    if text != "auto":
+        raise ConfigError(
+            f"--ack is {text!r}" + (" for a sink" if sink else ""),
+            hint="auto, or manual for a handler that calls context.ack() or batch.ack().",
+        )
+    return "auto"
 
 
 def load_sink(url: str) -> Sink:

@@ -22,7 +22,14 @@ from typing import Final
 
 from standpipe.codec.columns import ColumnsEntry, encode_columns
 from standpipe.codec.plain import PlainEntry, PlainLayout, encode_plain
-from standpipe.codec.rows import RowsEntry, encode_rows, rows_part, rows_payload
+from standpipe.codec.rows import (
+    RowsEntry,
+    encode_rows,
+    read_event,
+    row_part,
+    rows_part,
+    rows_payload,
+)
 from standpipe.codec.table import check_table, events_to_table
 from standpipe.errors import CodecError, DecodeError
 from standpipe.event import Entry
@@ -43,6 +50,8 @@ __all__ = [
     "encode_plain",
     "encode_rows",
     "events_to_table",
+    "read_event",
+    "row_part",
     "rows_part",
     "rows_payload",
 ]

@@ -37,18 +37,21 @@ class _Zstd(threading.local):
     """Contexts are costly to make and must not be shared, so every thread keeps its own."""
 
     def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
         self.decompressor = zstandard.ZstdDecompressor()
 
 
 _zstd: Final = _Zstd()
 
 
-def pack(payload: bytes, compress: bool) -> bytes:
+def pack(payload: bytes, compress: bool, level: int) -> bytes:
     """The payload, or the zstd frame that holds it where that is smaller."""
     if not compress or len(payload) < COMPRESS_BYTES_MIN:
         return payload
-    smaller = _zstd.compressor.compress(payload)
+    compressor = _zstd.compressors.get(level)
+    if compressor is None:
+        compressor = _zstd.compressors[level] = zstandard.ZstdCompressor(level=level)
+    smaller = compressor.compress(payload)
     return smaller if len(smaller) < len(payload) else payload
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -22,6 +23,7 @@ from standpipe.codec.values import (
     read_typed,
     refuse_taken_name,
     sniff,
+    sniff_all,
     text_or_bytes,
     to_json,
 )
@@ -30,6 +32,11 @@ from standpipe.event import Event, EventId, FieldValue
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_ints_from_json: Final = msgspec.json.Decoder(list[int]).decode
+_COLUMN_ENTRIES_MIN: Final = 4
+"""Fewer entries are read faster one by one."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +150,11 @@ class PlainEntry(msgspec.Struct, gc=False):
     entry_id: bytes
     fields: list[bytes]
     layout: PlainLayout
+    count: int = 1
 
     @property
     def id(self) -> EventId:
         return id_from(self.entry_id)
-
-    @property
-    def count(self) -> int:
-        return 1
 
     def events(self) -> list[Event]:
         """The event, alone in a list. An empty key is None.
@@ -188,6 +192,26 @@ class PlainEntry(msgspec.Struct, gc=False):
             _refuse_twice(flat[::2])
         return [Event(key or None, self.id.ms if time is None else time, fields)]
 
+    @classmethod
+    def events_of(cls, entries: Sequence[PlainEntry]) -> list[Event]:
+        """:meth:`events` of many entries of one stream.
+
+        Those with the same names are read column by column: half the time.
+
+        Raises:
+            DecodeError: as :meth:`events`, of one that cannot be read.
+        """
+        by_width: dict[int, list[int]] = {}
+        for position, entry in enumerate(entries):
+            by_width.setdefault(len(entry.fields), []).append(position)
+        if len(by_width) == 1:
+            return _read_alike(entries)
+        found: dict[int, Event] = {}
+        for positions in by_width.values():
+            events = _read_alike([entries[position] for position in positions])
+            found.update(zip(positions, events, strict=True))
+        return [found[position] for position in range(len(entries))]
+
     @property
     def typed_by(self) -> dict[str, Literal["schema", "sniffed", "text"]]:
         """What gave each field its type: the stream's schema, sniffing, or nothing (text, bytes).
@@ -208,6 +232,67 @@ class PlainEntry(msgspec.Struct, gc=False):
             DecodeError: as :meth:`events`, or a field is named ``key`` or ``time``.
         """
         return readers_table(self.events())
+
+
+def _read_alike(entries: Sequence[PlainEntry]) -> list[Event]:
+    """The events of entries that have as many fields each."""
+    events = _read_columns(entries) if len(entries) >= _COLUMN_ENTRIES_MIN else None
+    if events is None:
+        # Also to say what is wrong with which.
+        return [event for entry in entries for event in entry.events()]
+    return events
+
+
+def _read_columns(entries: Sequence[PlainEntry]) -> list[Event] | None:
+    """The same, column by column; None: each is to be looked at by itself."""
+    layout, count, width = entries[0].layout, len(entries), len(entries[0].fields)
+    flat = list(chain.from_iterable(entry.fields for entry in entries))
+    names = flat[:width:2]
+    if width % 2 or len(set(names)) < len(names):
+        return None
+    if any(flat[2 * place :: width].count(name) < count for place, name in enumerate(names)):
+        return None
+    read = sniff_all if layout.numbers == "sniff" else _texts_or_bytes
+    schema = layout.schema or {}
+    keys: Sequence[str | None] = (None,) * count
+    times: Sequence[int] | None = None
+    fields: list[dict[str, FieldValue]] = [{} for _ in entries]
+    try:
+        for place, name in enumerate(names):
+            raws = flat[2 * place + 1 :: width]
+            if name == layout.key_bytes:
+                keys = [key or None for key in map(bytes.decode, raws)]
+            elif name == layout.time_bytes:
+                times = _times_from(raws)
+                if times is None:
+                    return None
+            else:
+                text = name.decode()
+                kind = schema.get(text)
+                column = read(raws) if kind is None else [read_typed(text, r, kind) for r in raws]
+                for each, value in zip(fields, column, strict=True):
+                    each[text] = value
+    except (UnicodeDecodeError, DecodeError):
+        return None
+    if times is None:
+        times = [entry.id.ms for entry in entries]
+    return list(map(Event, keys, times, fields))
+
+
+def _times_from(raws: list[bytes]) -> list[int] | None:
+    """Times that are milliseconds in digits; None: one is not."""
+    joined = b",".join(raws)
+    if not joined.replace(b",", b"").isdigit() or max(map(len, raws)) >= 15:
+        return None
+    try:
+        times = _ints_from_json(b"[%b]" % joined)
+    except msgspec.MsgspecError:
+        return None  # Leading zeros.
+    return times if len(times) == len(raws) else None
+
+
+def _texts_or_bytes(raws: Sequence[bytes]) -> list[FieldValue]:
+    return list(map(text_or_bytes, raws))
 
 
 def _is_text(value: FieldValue) -> bool:

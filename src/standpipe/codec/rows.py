@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,16 +16,18 @@ from standpipe.codec.payload import Block, pack, unpack
 from standpipe.codec.table import readers_table
 from standpipe.codec.values import ENCODING_FAILED, VALUE_TYPES, name_culprit
 from standpipe.errors import DecodeError
-from standpipe.event import Event, FieldValue
-from standpipe.limits import TIME_MS_MAX, TIME_MS_MIN
+from standpipe.event import Event
+from standpipe.limits import ROWS_ZSTD_LEVEL, TIME_MS_MAX, TIME_MS_MIN
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _to_msgpack: Final = msgspec.msgpack.Encoder().encode
 _from_msgpack: Final = msgspec.msgpack.Decoder(list[Event]).decode
-_fields_of: Final = attrgetter("fields")
-_time_of: Final = attrgetter("time")
+_event_from_msgpack: Final = msgspec.msgpack.Decoder(Event).decode
+_Loose = tuple[str | None, int, dict[str, Any]]
+_loosely: Final = msgspec.msgpack.Decoder(list[_Loose]).decode
+_one_loosely: Final = msgspec.msgpack.Decoder(_Loose).decode
 
 
 def encode_rows(events: Sequence[Event], *, compress: bool = True) -> bytes:
@@ -40,7 +41,7 @@ def encode_rows(events: Sequence[Event], *, compress: bool = True) -> bytes:
         FieldError: a value cannot be encoded.
     """
     try:
-        return pack(_to_msgpack(events), compress)
+        return pack(_to_msgpack(events), compress, ROWS_ZSTD_LEVEL)
     except (*ENCODING_FAILED, RecursionError) as error:
         name_culprit(events, error)
 
@@ -54,6 +55,18 @@ def rows_part(events: Sequence[Event]) -> bytes:
     return encode_rows(events, compress=False)[len(_header(len(events))) :]
 
 
+def row_part(event: Event) -> bytes:
+    """:func:`rows_part` of one event.
+
+    Raises:
+        FieldError: a value cannot be encoded.
+    """
+    try:
+        return _to_msgpack(event)
+    except (*ENCODING_FAILED, RecursionError) as error:
+        name_culprit((event,), error)
+
+
 def rows_payload(count: int, parts: Iterable[bytes], *, compress: bool = True) -> bytes:
     """The payload of a rows block out of its parts.
 
@@ -62,7 +75,7 @@ def rows_payload(count: int, parts: Iterable[bytes], *, compress: bool = True) -
         parts: From :func:`rows_part`, in order.
         compress: As in :func:`encode_rows`.
     """
-    return pack(b"".join((_header(count), *parts)), compress)
+    return pack(b"".join((_header(count), *parts)), compress, ROWS_ZSTD_LEVEL)
 
 
 def _header(count: int) -> bytes:
@@ -118,24 +131,42 @@ def _read_rows(payload: bytes, count: int) -> list[Event]:
         found = "no MessagePack array" if announced is None else f"an array of {announced}"
         raise DecodeError(f"n says {count} events, the payload is {found}")
     try:
-        events = _from_msgpack(payload)
+        # Types and times are checked while it is read, at no cost: half of what checking them
+        # afterwards would take.
+        return _from_msgpack(payload)
+    except (ValueError, RecursionError):
+        # It has bytes, which the decoder cannot tell from text in a union, or something is wrong.
+        return _checked(_loosely, payload)
+
+
+def read_event(payload: bytes) -> Event:
+    """One event out of a rows block, as a dead letter keeps it.
+
+    Raises:
+        DecodeError: it is none; not retryable.
+    """
+    try:
+        return _event_from_msgpack(payload)
+    except (ValueError, RecursionError):
+        return _checked(lambda raw: [_one_loosely(raw)], payload)[0]
+
+
+def _checked(decode: Callable[[bytes], list[_Loose]], payload: bytes) -> list[Event]:
+    """Events whose values may be bytes, or wrong."""
+    try:
+        events = [Event(*parts) for parts in decode(payload)]
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"the rows block is damaged: {error}") from error
-    values = chain.from_iterable(map(_values_of, map(_fields_of, events)))
+    values = chain.from_iterable(event.fields.values() for event in events)
     strange = set(map(type, values)) - VALUE_TYPES
     if strange:
         raise DecodeError(
             f"a field in the rows block holds a {strange.pop().__name__}",
             hint="A field is a number, text, a bool, bytes or nil; lists and maps are not.",
         )
-    times = list(map(_time_of, events))
-    if min(times) < TIME_MS_MIN or max(times) > TIME_MS_MAX:
+    if any(not TIME_MS_MIN <= event.time <= TIME_MS_MAX for event in events):
         raise DecodeError(
             "a time in the rows block is outside the years 1 to 9999",
             hint="Times are milliseconds; microseconds or nanoseconds have to be divided first.",
         )
     return events
-
-
-def _values_of(fields: Mapping[str, FieldValue]) -> Iterable[FieldValue]:
-    return fields.values()

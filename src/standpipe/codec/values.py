@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from standpipe.limits import INTEGER_MAX, INTEGER_MIN, NUMBER_BYTES_MAX
 # msgspec writes the shortest decimal that reads back the same, as repr does, in half the time.
 to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
+_numbers_from_json: Final = msgspec.json.Decoder(list[int | float]).decode
 
 TO_TEXT: Final[Mapping[type, Any]] = {
     float: to_json,
@@ -82,6 +83,25 @@ def sniff(raw: bytes) -> FieldValue:
     if raw == b"false":
         return False
     return text_or_bytes(raw)
+
+
+def sniff_all(raws: Sequence[bytes]) -> list[FieldValue]:
+    """:func:`sniff` of many; a third of the time where all are numbers in their shortest form."""
+    joined = b",".join(raws)
+    try:
+        numbers = _numbers_from_json(b"[%b]" % joined)
+    except msgspec.MsgspecError:
+        return list(map(sniff, raws))
+    # Written out they are the same bytes, so each stands for itself and nothing was lost. There are
+    # as many, so none of them was two with a comma.
+    if (
+        len(numbers) == len(raws)
+        and to_json(numbers)[1:-1] == joined
+        and min(numbers) >= INTEGER_MIN
+        and max(numbers) <= INTEGER_MAX
+    ):
+        return cast("list[FieldValue]", numbers)
+    return list(map(sniff, raws))
 
 
 def _is_exact(raw: bytes, number: float) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
 from standpipe.consumer.leases import Leases
+from standpipe.consumer.mixing import require_no_owners, require_no_strangers
 from standpipe.consumer.ordered import OrderedLane
 from standpipe.consumer.requeued import RequeuedLane, RequeuedShard
 from standpipe.errors import ConfigError, StandpipeError
@@ -113,6 +114,7 @@ class Consumer:
         Raises:
             ServerError: the server cannot be reached or refuses.
             WrongTypeError: a shard's key holds something else.
+            GroupInUseError: members are at work of which some are in ordered mode and others not.
         """
         keys = self.stream.keys
         clustered = self.stream.server.is_cluster
@@ -127,6 +129,10 @@ class Consumer:
         try:
             for lane in self._lanes:
                 await lane.create_groups()
+            if leased:
+                await require_no_strangers(leased, leased[0].meet)
+            else:
+                await require_no_owners(self._lanes)
         except BaseException:
             await self.close()
             raise
@@ -192,8 +198,10 @@ class Consumer:
                 await lane.leave()
                 return
             except StandpipeError as error:
-                log.warning("%s could not leave its group (try %d): %s", self.name, attempt, error)
-                if not error.retryable:
+                if not error.retryable or attempt == LEAVE_TRIES_MAX:
+                    log.warning("%s could not leave its group: %s; what it holds is taken over "
+                                "when it has been idle for long enough", self.name, error,
+                                extra=lane.facts(None, "not_left"))  # fmt: skip
                     return
                 await asyncio.sleep(backoff_ms(attempt) / 1000)
 
@@ -212,6 +220,11 @@ class Consumer:
     def in_flight(self) -> int:
         """Events delivered and not yet settled."""
         return self._intake.in_flight
+
+    @property
+    def in_flight_max(self) -> int:
+        """How many of them it takes."""
+        return self._intake.limits.events
 
     @property
     def in_flight_bytes(self) -> int:
@@ -239,7 +252,7 @@ class Consumer:
         try:
             await self._lane(shard).flush()
         except StandpipeError as error:
-            log.warning("acknowledgements wait: %s", error)
+            log.debug("acknowledgements wait: %s", error)
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:
         """Acknowledge one entry and keep dead letters of it, in one atomic step.

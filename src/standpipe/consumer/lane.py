@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
+from standpipe.consumer.condition import Condition
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.errors import (
     DecodeError,
@@ -33,11 +34,11 @@ from standpipe.limits import (
     EVENTS_PER_ENTRY_GUESS,
     FORGET_IDLES_MIN,
     FORGET_TRIES,
+    GIVEN_IDLE_MS_MIN,
     IDS_PER_COMMAND_MAX,
     READ_BLOCK_MS,
     READ_COUNT,
     RENEWALS_PER_IDLE,
-    REPLY_MS_MAX,
     WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
@@ -86,6 +87,19 @@ class Lane:
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
+        self.condition = Condition(self.facts(shards[0] if len(shards) == 1 else None))
+        """Of what the loops of this lane meet; those of what is requeued share it."""
+
+    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
+        """What a log line says beside its text."""
+        member = self.member
+        return {
+            "stream": self.stream.name,
+            "shard": None if shard is None else int(shard),
+            "group": member.group,
+            "consumer": member.name,
+            **({} if state is None else {"state": state}),
+        }
 
     # --- what ordered mode does otherwise --------------------------------------------------------
 
@@ -123,8 +137,8 @@ class Lane:
                 self._control_link = await self.stream.server.link(self.keys[0])
             return await self._control_link.exchange(commands, len(commands))
 
-    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
-        """The same; an error reply to one of them is raised."""
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Commands that do not block, over the second connection; an error reply is raised."""
         replies = await self._exchange(commands)
         for reply in replies:
             if isinstance(reply, StandpipeError):
@@ -142,20 +156,33 @@ class Lane:
             if link is not None:
                 await link.close()
 
-    async def _pause(self, error: StandpipeError, attempt: int, *links: Link | None) -> None:
+    async def _pause(
+        self, who: str, error: StandpipeError, attempt: int, *links: Link | None
+    ) -> None:
         """Wait before trying again over new links, or pass on an error that no retry mends."""
+        wait_ms = backoff_ms(attempt)
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
                 raise error
+            self.condition.met(who, error, wait_ms)
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
                 if link is not None:
                     await link.close()
             if self.stream.server.is_cluster:
                 await self.stream.server.refresh()
-        wait_ms = backoff_ms(attempt)
-        log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
+        # That a group is lost is said by the reader that creates it again.
         await asyncio.sleep(wait_ms / 1000)
+
+    def _works(self, who: str) -> None:
+        """What a loop could not do, it has done."""
+        if self.condition.is_waiting:
+            self.condition.through(who, self._server())
+
+    def _server(self) -> str:
+        """Where this lane is connected to."""
+        links = (self._control_link, self._read_link)
+        return next((link.peer for link in links if link is not None and link.is_open), "")
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -163,21 +190,27 @@ class Lane:
         """Create the group where it is missing; ``again``: because the server has lost it."""
         group = self.member.group
         starts = [await self._where_to_begin(shard) for shard in self.shards]
-        commands = [
-            pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
-            for key, start in zip(self.keys, starts, strict=True)
-        ]
-        for key, start, reply in zip(
-            self.keys, starts, await self._exchange(commands), strict=True
+        commands: list[bytes] = []
+        for key, start in zip(self.keys, starts, strict=True):
+            create = pack("XGROUP", "CREATE", key, group, start, "MKSTREAM")
+            commands += (pack("EXISTS", key), create)
+        replies = await self._exchange(commands)
+        for shard, key, start, was_there, reply in zip(
+            self.shards, self.keys, starts, replies[::2], replies[1::2], strict=True
         ):
             if isinstance(reply, ReplyError) and "BUSYGROUP" in str(reply):
                 continue
             if isinstance(reply, StandpipeError):
                 raise reply
             self.intake.stats.groups_created += 1
-            if again:
+            if again and was_there:
                 log.error("the server has lost group %s of %s; it is created again at %s",
-                          group, key, start)  # fmt: skip
+                          group, key, start, extra=self.facts(shard, "group_created"))  # fmt: skip
+            elif again:
+                log.error("the server has lost the stream %s; with group %s it is created again at "
+                          "%s", key, group, start,
+                          extra=self.facts(shard, "stream_created"))  # fmt: skip
+        self.condition.is_at(self._server())
         await self._learn_reached()
 
     async def _where_to_begin(self, shard: int) -> str:
@@ -207,7 +240,7 @@ class Lane:
         if self.member.start != "$":
             return
         name = self.member.group.encode()
-        replies = await self._ask([pack("XINFO", "GROUPS", key) for key in self.keys])
+        replies = await self.ask([pack("XINFO", "GROUPS", key) for key in self.keys])
         for shard, groups in zip(self.shards, replies, strict=True):
             for found in groups:
                 if found[b"name"] == name:
@@ -229,12 +262,14 @@ class Lane:
                     await self._read_old(old)
                 else:
                     await self._read_new()
-                attempt = 0
+                    # Not sooner: a replica shows what is pending, and refuses to give out more.
+                    attempt = 0
+                    self._works("reader")
             except StandpipeError as error:
                 attempt += 1
                 if isinstance(error, GroupNotFoundError):
                     is_group_lost = True
-                await self._pause(error, attempt, self._read_link, self._control_link)
+                await self._pause("reader", error, attempt, self._read_link, self._control_link)
                 old = dict.fromkeys(self.keys, b"-")
 
     async def _read_new(self) -> None:
@@ -251,7 +286,7 @@ class Lane:
             *acked, found = await link.exchange(
                 [*self._pack_acks(acks), read],
                 len(acks) + 1,
-                reply_ms_max=READ_BLOCK_MS + REPLY_MS_MAX,
+                reply_ms_max=READ_BLOCK_MS + link.reply_ms_max,
             )
         except BaseException:
             self._put_back(acks)
@@ -281,7 +316,7 @@ class Lane:
         member = self.member
         count = await self._read_count()
         async with self._pending:
-            pages = await self._ask(
+            pages = await self.ask(
                 [
                     pack(
                         "XPENDING", key, member.group, start, "+",
@@ -312,7 +347,7 @@ class Lane:
                 pack("XPENDING", key, member.group, entry_id, entry_id, 1, member.name),
                 pack("XRANGE", key, entry_id, entry_id),
             )
-        replies = await self._ask(commands)
+        replies = await self.ask(commands)
         rows: list[Any] = []
         counts: dict[bytes, int] = {}
         deleted: list[bytes] = []
@@ -339,8 +374,9 @@ class Lane:
             member.group,
             ", ".join(entry_id.decode() for entry_id in ids[:10]),
             " …" if len(ids) > 10 else "",
+            extra=self.facts(shard, "entries_lost"),
         )
-        await self._ask(self._pack_acks([(shard, ids)]))
+        await self.ask(self._pack_acks([(shard, ids)]))
 
     def _take(self, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
         """Decode entries of a shard and deliver them."""
@@ -348,18 +384,20 @@ class Lane:
         if fence is None:
             return
         now = time.monotonic()
-        held = self.held[shard]
+        held, acking, decode = self.held[shard], self._acking[shard], self._decode
         entries: list[Entry] = []
         ids: list[bytes] = []
         undecodable: list[Undecodable] = []
         sizes: list[int] = []
         for entry_id, fields in rows:
-            if self.knows(shard, entry_id):
+            if entry_id in held or entry_id in acking:
                 # A group that was created again gives out once more what is being handled.
                 continue
-            sizes.append(size := sum(map(len, fields)))
+            # What is no block is small, and joined in half the time that adding up takes.
+            size = sum(map(len, fields)) if len(fields) == 6 else len(b"".join(fields))
+            sizes.append(size)
             try:
-                entry = self._decode(entry_id, fields)
+                entry = decode(entry_id, fields)
             except DecodeError as error:
                 undecodable.append(Undecodable(entry_id, fields, error))
                 held[entry_id] = (1, size, now)
@@ -442,9 +480,10 @@ class Lane:
             try:
                 await self.flush()
                 attempt = 0
+                self._works("flusher")
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("flusher", error, attempt, self._control_link)
 
     async def flush(self) -> None:
         """Send the waiting acknowledgements, if a read has not taken them along."""
@@ -479,7 +518,7 @@ class Lane:
                 )
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("settler", error, attempt, self._control_link)
                 continue
             if kept < 0:
                 self._refused(shard, entry_id)
@@ -490,7 +529,9 @@ class Lane:
                 self.intake.stats.acknowledged += 1
                 self._forget(shard, entry_id)
             else:
-                return
+                break
+        # Also when the entry has become another consumer's meanwhile.
+        self._works("settler")
 
     # --- renewing and taking over ----------------------------------------------------------------
 
@@ -541,6 +582,7 @@ class Lane:
                 entry_id.decode(),
                 self.stream.keys[shard],
                 self.member.name,
+                extra=self.facts(shard, "entry_taken"),
             )
 
     async def keep_loop(self) -> None:
@@ -558,13 +600,14 @@ class Lane:
                     await self._forget_the_dead()
                     forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
                 attempt = 0
+                self._works("keeper")
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
                 dies = due
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt, self._control_link)
+                await self._pause("keeper", error, attempt, self._control_link)
                 continue
             await asyncio.sleep(min(due, dies) - time.monotonic())
 
@@ -614,7 +657,7 @@ class Lane:
         member, key = self.member, self.stream.keys[shard]
         # JUSTID, so that it is no delivery yet: a worker that dies before it comes to these entries
         # says nothing against them.
-        reply, consumers = await self._ask(
+        reply, consumers = await self.ask(
             [
                 pack(
                     "XAUTOCLAIM", key, member.group, member.name,
@@ -631,9 +674,42 @@ class Lane:
         new = [entry_id for entry_id in ids if not self.knows(shard, entry_id)]
         if new:
             self.intake.stats.taken_over += len(new)
-            log.info("took over %d entries of %s", len(new), key)
+            log.info("took over %d entries of %s", len(new), key,
+                     extra=self.facts(shard, "taken_over"))  # fmt: skip
             await self._take_pending(shard, new)
+        if following == b"0-0":
+            await self._take_given(shard, consumers)
         return following, self._next_death(consumers)
+
+    async def _take_given(self, shard: int, consumers: list[Any]) -> None:
+        """Take in what somebody has claimed for this consumer: it was not told.
+
+        Not what a read has brought whose reply is on its way, so it has to be idle for a moment.
+        """
+        member, key = self.member, self.stream.keys[shard]
+        name = member.name.encode()
+        mine = sum(found[b"pending"] for found in consumers if found[b"name"] == name)
+        start = b"-"
+        while mine > len(self.held[shard]) + len(self._acking[shard]):
+            room = self.intake.room_for_takeover()
+            (page,) = await self.ask(
+                [
+                    pack(
+                        "XPENDING", key, member.group, "IDLE", GIVEN_IDLE_MS_MIN, start, "+",
+                        IDS_PER_COMMAND_MAX, member.name,
+                    )
+                ]
+            )  # fmt: skip
+            if room is None or not page:
+                return
+            given = [row[0] for row in page if not self.knows(shard, row[0])]
+            given = given[: max(1, self._entries_in(room))]
+            if given:
+                log.info("was given %d entries of %s", len(given), key,
+                         extra=self.facts(shard, "given"))  # fmt: skip
+                await self._take_pending(shard, given)
+                await self.hold(shard, given)
+            start = b"(" + page[-1][0]
 
     async def _forget_the_dead(self) -> None:
         """Remove members that were killed long ago; not those that still have something pending."""

@@ -17,10 +17,17 @@ from typing import Any, Final, Protocol
 
 from standpipe.consumer.intake import ConsumerStats
 from standpipe.errors import StandpipeError
+from standpipe.keyspace import side_key
 from standpipe.limits import LEASE_LOOK_MS, LEASE_LOOKS_MIN
 from standpipe.policy import balance
 
 log: Final = logging.getLogger("standpipe.consumer")
+
+
+def lease_keys(shard_key: str, group: str) -> tuple[str, str]:
+    """The keys of a shard's lease: of its owner and fence, and of that it lasts."""
+    key = side_key(shard_key, f"lease:{group}")
+    return key, f"{key}:lasts"
 
 
 class Lease:
@@ -53,8 +60,16 @@ class LeasedLane(Protocol):
         """Send the waiting acknowledgements."""
         ...
 
+    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
+        """What a log line says beside its text."""
+        ...
+
     async def recover(self, error: StandpipeError) -> None:
         """Get over an error, or raise it if no retry mends it."""
+        ...
+
+    def works(self) -> None:
+        """A round has gone through without one."""
         ...
 
     def wake(self) -> None:
@@ -89,6 +104,8 @@ class Leases:
         self._owners: dict[int, tuple[str, float]] = {}
         """Per shard: the owner as last seen, and when its lease will end."""
         self._is_leaving = False
+        self._troubled: set[LeasedLane] = set()
+        """The lanes that have met an error in this round."""
         self._due = asyncio.Event()
         self._look_s = min(LEASE_LOOK_MS, lease_ms / LEASE_LOOKS_MIN) / 1000
 
@@ -132,9 +149,11 @@ class Leases:
             return
         del self.owned[lease.shard]
         self._stats.leases_lost += 1
+        lane = self._lane_of[lease.shard]
         log.warning("shard %d is no longer %s's, which was not heard of for too long (fence %d)",
-                    lease.shard, self._me, lease.fence)  # fmt: skip
-        self._lane_of[lease.shard].drop(lease.shard)
+                    lease.shard, self._me, lease.fence,
+                    extra=lane.facts(lease.shard, "shard_lost"))  # fmt: skip
+        lane.drop(lease.shard)
         self.changed()
 
     # --- keeping ---------------------------------------------------------------------------------
@@ -153,11 +172,15 @@ class Leases:
         """
         while True:
             self._due.clear()
+            self._troubled.clear()
             members = await self._meet(meet)
             await asyncio.gather(*map(self._look, self._lanes))
             if members is not None and not self._is_leaving:
                 await self._balance(members)
             await self._release()
+            for lane in self._lanes:
+                if lane not in self._troubled:
+                    lane.works()
             # What was waiting for a renewal may go on.
             self.changed()
             try:
@@ -180,8 +203,12 @@ class Leases:
         try:
             return await meet(0 if self._is_leaving else self.lease_ms)
         except StandpipeError as error:
-            await self._lanes[0].recover(error)
+            await self._recover(self._lanes[0], error)
             return None
+
+    async def _recover(self, lane: LeasedLane, error: StandpipeError) -> None:
+        self._troubled.add(lane)
+        await lane.recover(error)
 
     async def _look(self, lane: LeasedLane) -> None:
         """Renew the leases on a lane that are this consumer's, and look at the others."""
@@ -218,7 +245,8 @@ class Leases:
         for lease in self.owned.values():
             is_ending = lease.shard in moves.release
             if is_ending and not lease.is_ending:
-                log.info("%s gives up shard %d to others", self._me, lease.shard)
+                facts = self._lane_of[lease.shard].facts(lease.shard, "shard_given_up")
+                log.info("%s gives up shard %d to others", self._me, lease.shard, extra=facts)
             lease.is_ending = is_ending
         for lane in self._lanes:
             if wanted := [shard for shard in moves.take if self._lane_of[shard] is lane]:
@@ -230,13 +258,14 @@ class Leases:
             replies = await lane.lease([("take", shard, 0) for shard in shards])
         except StandpipeError as error:
             # What was taken all the same is taken again at the next look: it has our name.
-            await lane.recover(error)
+            await self._recover(lane, error)
             return
         for shard, (owner, fence, _) in zip(shards, replies, strict=True):
             if owner == self._me:
                 self.owned[shard] = Lease(shard, fence, sent + self.lease_ms / 1000)
                 self._stats.leases_taken += 1
-                log.info("%s owns shard %d now (fence %d)", self._me, shard, fence)
+                log.info("%s owns shard %d now (fence %d)", self._me, shard, fence,
+                         extra=lane.facts(shard, "shard_owned"))  # fmt: skip
         lane.wake()
 
     async def _release(self) -> None:
@@ -264,7 +293,7 @@ class Leases:
                 await lane.lease([("release", lease.shard, lease.fence) for lease in over])
             except StandpipeError as error:
                 # Those that are not owned any more end by themselves.
-                await lane.recover(error)
+                await self._recover(lane, error)
 
     async def leave(self, meet: Callable[[int], Coroutine[Any, Any, list[str]]]) -> None:
         """Give everything up that has nothing in progress, and go."""

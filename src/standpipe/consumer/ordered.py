@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from standpipe.consumer.intake import Intake
 from standpipe.consumer.lane import Lane, Member
-from standpipe.consumer.leases import Lease, Leases
+from standpipe.consumer.leases import Lease, Leases, lease_keys
 from standpipe.errors import GroupNotFoundError, ScriptMissingError, StandpipeError
 from standpipe.keyspace import side_key
 from standpipe.limits import (
@@ -23,7 +23,6 @@ from standpipe.limits import (
     FORGET_TRIES,
     READ_BLOCK_MS,
     READ_COUNT,
-    REPLY_MS_MAX,
 )
 from standpipe.wire import pack, script
 
@@ -58,7 +57,7 @@ class OrderedLane(Lane):
     # --- leases ----------------------------------------------------------------------------------
 
     def _lease_key(self, shard: int) -> str:
-        return side_key(self.stream.keys[shard], f"lease:{self.member.group}")
+        return lease_keys(self.stream.keys[shard], self.member.group)[0]
 
     def own(self) -> list[int]:
         return [shard for shard in self.shards if shard in self._leases.owned]
@@ -82,7 +81,7 @@ class OrderedLane(Lane):
         replies = await self._run_all(
             "lease",
             [
-                ((self._lease_key(n), self._lease_key(n) + ":lasts"), (what, name, fence, ms))
+                (lease_keys(self.stream.keys[n], self.member.group), (what, name, fence, ms))
                 for what, n, fence in calls
             ],
         )
@@ -95,7 +94,10 @@ class OrderedLane(Lane):
         return found
 
     async def recover(self, error: StandpipeError) -> None:
-        await self._pause(error, 1, self._control_link)
+        await self._pause("leases", error, 1, self._control_link)
+
+    def works(self) -> None:
+        self._works("leases")
 
     def wake(self) -> None:
         self._wake.set()
@@ -136,13 +138,19 @@ class OrderedLane(Lane):
                 if is_group_lost:
                     await self.create_groups(again=True)
                     is_group_lost = False
+                is_inheriting = any(
+                    self._leases.owned[shard].cursor is not None for shard in self.own()
+                )
                 if not await self._read_round():
                     await self._wait()
-                attempt = 0
+                if not is_inheriting:
+                    # Not sooner: a replica shows what is pending, and refuses to give out more.
+                    attempt = 0
+                    self._works("reader")
             except StandpipeError as error:
                 attempt += 1
                 is_group_lost = isinstance(error, GroupNotFoundError) or is_group_lost
-                await self._pause(error, attempt, self._read_link, self._control_link)
+                await self._pause("reader", error, attempt, self._read_link, self._control_link)
                 # A reply that was lost left its entries pending: they come before all others.
                 for shard in self.own():
                     self._leases.owned[shard].cursor = b"-"
@@ -204,7 +212,8 @@ class OrderedLane(Lane):
             return
         if others:
             self.intake.stats.taken_over += others
-            log.info("took over %d entries of %s with its lease", others, key)
+            log.info("took over %d entries of %s with its lease", others, key,
+                     extra=self.facts(shard, "taken_over"))  # fmt: skip
         if new := [entry_id for entry_id in ids if not self.knows(shard, entry_id)]:
             await self._take_pending(shard, new)
         lease.cursor = b"(" + max((*ids, *deleted), key=_order)
@@ -212,7 +221,7 @@ class OrderedLane(Lane):
     async def _ask_reached(self, shard: int) -> None:
         """Learn up to where the group has been given a shard; only its owner moves that."""
         name, key = self.member.group.encode(), self.stream.keys[shard]
-        (groups,) = await self._ask([pack("XINFO", "GROUPS", key)])
+        (groups,) = await self.ask([pack("XINFO", "GROUPS", key)])
         for found in groups:
             if found[b"name"] == name:
                 self._reached[shard] = found[b"last-delivered-id"]
@@ -288,7 +297,7 @@ class OrderedLane(Lane):
                 link = await self._reading()
                 waiting.append(
                     asyncio.create_task(
-                        link.exchange([command], 1, reply_ms_max=READ_BLOCK_MS + REPLY_MS_MAX)
+                        link.exchange([command], 1, reply_ms_max=READ_BLOCK_MS + link.reply_ms_max)
                     )
                 )
             done, _ = await asyncio.wait(
@@ -321,7 +330,7 @@ class OrderedLane(Lane):
         try:
             await self.flush()
         except StandpipeError as error:
-            log.warning("acknowledgements wait: %s", error)
+            log.debug("acknowledgements wait: %s", error)
         await super().settle(shard, entry_id, letters)
 
     def _fencing(self, shard: int) -> tuple[Sequence[str], Sequence[Any]]:
@@ -342,10 +351,11 @@ class OrderedLane(Lane):
             await asyncio.sleep(period)
             try:
                 await self._forget_the_dead()
+                self._works("keeper")
             except GroupNotFoundError:
                 log.debug("the group is gone; nobody to forget")
             except StandpipeError as error:
-                await self.recover(error)
+                await self._pause("keeper", error, 1, self._control_link)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """What was requeued for a group: dead letters that were put back, beside the shard they came from.
 
 They stand in a stream of their own per shard and group (``Stream.requeued_key``), which exists only
-while there are any. So no other group sees them, and a member of the group looks for them once in
-REQUEUED_LOOK_MS instead of reading one more key with every read. What it finds is delivered,
-renewed, taken over and settled as everything else: a lane over other keys.
+while there are any. So no other group sees them, and a member of the group looks for them now and
+then instead of reading one more key with every read. What it finds is delivered, renewed, taken
+over and settled as everything else: a lane over other keys.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from standpipe.codec import decode_entry
+from standpipe.codec import decode_entry, read_event
 from standpipe.codec.plain import id_from
 from standpipe.codec.table import readers_table
 from standpipe.consumer.lane import Lane
+from standpipe.consumer.mixing import lasting_keys, ordered_at_work
+from standpipe.consumer.ordered import OrderedLane
 from standpipe.errors import (
     DecodeError,
     EventError,
@@ -28,16 +30,14 @@ from standpipe.errors import (
     StandpipeError,
 )
 from standpipe.event import Entry, Event, EventId
-from standpipe.limits import REQUEUED_LOOK_MS
+from standpipe.limits import REQUEUED_LOOK_GAP_MS, REQUEUED_LOOK_MS
 from standpipe.stream import Definition, Stream
-from standpipe.wire import Link, pack
+from standpipe.wire import Link, pack, script
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log: Final = logging.getLogger("standpipe.consumer")
-
-_read_event: Final = msgspec.msgpack.Decoder(Event).decode
 
 
 class RequeuedShard(int):
@@ -97,9 +97,9 @@ class _Origin(NamedTuple):
         """
         try:
             if self.kind == b"d":
-                return _OneEvent(EventId.parse(self.id), _read_event(self.content))
+                return _OneEvent(EventId.parse(self.id), read_event(self.content))
             raw = msgspec.msgpack.decode(self.content, type=list[bytes])
-        except (msgspec.MsgspecError, EventError) as error:
+        except (msgspec.MsgspecError, DecodeError, EventError) as error:
             raise DecodeError(f"the requeued letter of {self.id!r} is damaged: {error}") from error
         id_from(self.id)
         return decode_entry(self.id, raw, stream.definition.layout)
@@ -132,6 +132,23 @@ class _OneEvent(msgspec.Struct, gc=False):
         return readers_table(self.events())
 
 
+async def count_requeued(stream: Stream, group: str, shard: int) -> int | None:
+    """How many events that were requeued for a group on a shard are not settled yet.
+
+    Returns:
+        Those that wait and those that are being handled; None where this may not be read.
+
+    Raises:
+        ServerError: the server cannot be reached or refuses.
+
+    Cost: one script call, O(entries that no member was given yet).
+    """
+    try:
+        return await stream.server.run(script("waiting"), (stream.requeued_key(shard, group),))
+    except NotPermittedError:
+        return None
+
+
 class RequeuedLane(Lane):
     """What was requeued for the shards of a lane, over that lane's second connection."""
 
@@ -139,6 +156,9 @@ class RequeuedLane(Lane):
         keys = _RequeuedKeys(lane.stream, lane.member.group)
         super().__init__(lane.member._replace(stream=keys), lane.intake, lane.shards)
         self._lane = lane
+        self.condition = lane.condition
+        lanes = len(self.stream.keys) // len(lane.shards)
+        self._look_s = max(REQUEUED_LOOK_MS, lanes * REQUEUED_LOOK_GAP_MS) / 1000
         self.shards = []
         """Those for which something was requeued, at the last look: the others have no key."""
 
@@ -159,8 +179,13 @@ class RequeuedLane(Lane):
     async def _run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         return await self._lane._run(name, keys, *arguments)
 
-    async def _pause(self, error: StandpipeError, attempt: int, *links: Link | None) -> None:
-        await self._lane._pause(error, attempt, self._lane._control_link)
+    async def _pause(
+        self, who: str, error: StandpipeError, attempt: int, *links: Link | None
+    ) -> None:
+        await self._lane._pause(f"requeued {who}", error, attempt, self._lane._control_link)
+
+    def _works(self, who: str) -> None:
+        self._lane._works(f"requeued {who}")
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -171,31 +196,32 @@ class RequeuedLane(Lane):
             try:
                 found = await self._look(seen)
                 attempt = 0
+                self._works("reader")
             except GroupNotFoundError:
                 # Another member has found everything settled, and the key went under our hands.
                 found = False
             except NotPermittedError as error:
                 # An ACL from before there was this lets the worker do what it did then.
-                log.warning("%s; what is requeued for this group is not seen", error)
+                log.warning("%s; what is requeued for this group is not seen", error,
+                            extra=self.facts(None, "requeued_unseen"))  # fmt: skip
+                self._works("reader")
                 return
             except StandpipeError as error:
                 attempt += 1
                 # A reply that was lost left its entries pending for this consumer.
                 seen.clear()
-                await self._pause(error, attempt)
+                await self._pause("reader", error, attempt)
                 continue
             if not found:
                 # Some jitter, so that many workers started together do not look together.
-                await asyncio.sleep(REQUEUED_LOOK_MS / 1000 * random.uniform(0.8, 1.0))
+                await asyncio.sleep(self._look_s * random.uniform(0.8, 1.0))
 
     async def _look(self, seen: set[str]) -> bool:
         """Deliver what was requeued; returns whether there may be more.
 
         ``seen`` are the keys of which what this consumer has pending is known already.
         """
-        own = self._lane.own()
-        there = await self._ask([pack("EXISTS", self.stream.keys[shard]) for shard in own])
-        self.shards = [shard for shard, is_there in zip(own, there, strict=True) if is_there]
+        self.shards = await self._there()
         keys = [self.stream.keys[shard] for shard in self.shards]
         seen.intersection_update(keys)
         found = False
@@ -216,6 +242,22 @@ class RequeuedLane(Lane):
             await self._sweep()
             seen.update(keys)
         return found
+
+    async def _there(self) -> list[int]:
+        """The shards for which something was requeued.
+
+        Raises:
+            GroupInUseError: workers of ordered mode have come, and this is none; not retryable.
+        """
+        own = self._lane.own()
+        keys = [self.stream.keys[shard] for shard in own]
+        lasting = [] if isinstance(self._lane, OrderedLane) else lasting_keys(self._lane)
+        if not keys or not (await self.ask([pack("EXISTS", *keys, *lasting)]))[0]:
+            return []
+        there = await self.ask([pack("EXISTS", key) for key in (*keys, *lasting)])
+        if any(there[len(keys) :]):
+            raise ordered_at_work(self._lane.member)
+        return [shard for shard, is_there in zip(own, there, strict=False) if is_there]
 
     def _take(self, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
         super()._take(RequeuedShard(shard), rows, counts)
@@ -238,11 +280,11 @@ class RequeuedLane(Lane):
         attempt = 0
         while True:
             try:
-                (rows,) = await self._ask(
+                (rows,) = await self.ask(
                     [pack("XRANGE", self.stream.keys[shard], entry_id, entry_id)]
                 )
             except StandpipeError as error:
                 attempt += 1
-                await self._pause(error, attempt)
+                await self._pause("settler", error, attempt)
             else:
                 return rows[0][1] if rows else []

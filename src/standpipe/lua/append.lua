@@ -94,22 +94,33 @@ if ARGV[6] ~= '' then
   if type(id) == 'table' and id.err then return id end
   reply[2], reply[3] = id, 1
 else
-  -- IDs of one script are mostly consecutive: same millisecond, counting up. They go back as runs.
-  local run_ms, run_seq
-  local at = 8
-  for _ = 1, tonumber(ARGV[7]) do
-    local stop = at + tonumber(ARGV[at])
-    local id = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, at + 1, stop))
+  local call, unpack, type, key, arguments = redis.pcall, unpack, type, KEYS[1], ARGV
+  local ids, at, count = {}, 8, tonumber(ARGV[7])
+  for i = 1, count do
+    local stop = at + arguments[at]
+    local id = call('XADD', key, '*', unpack(arguments, at + 1, stop))
     at = stop + 1
-    if type(id) == 'table' and id.err then return id end
-    local ms, number = string.match(id, '^(%d+)-(%d+)$')
-    number = tonumber(number)
-    if ms == run_ms and number == run_seq + 1 then
-      reply[#reply] = reply[#reply] + 1
-    else
-      reply[#reply + 1], reply[#reply + 2] = id, 1
+    if type(id) == 'table' then return id end
+    ids[i] = id
+  end
+  -- IDs of one script are mostly consecutive: same millisecond, counting up. As they only rise, the
+  -- first and the last show it. They go back as runs.
+  local first_ms, first = string.match(ids[1], '^(%d+)-(%d+)$')
+  local last_ms, last = string.match(ids[count], '^(%d+)-(%d+)$')
+  if first_ms == last_ms and last - first == count - 1 then
+    reply[2], reply[3] = ids[1], count
+  else
+    local run_ms, run_seq
+    for i = 1, count do
+      local ms, number = string.match(ids[i], '^(%d+)-(%d+)$')
+      number = tonumber(number)
+      if ms == run_ms and number == run_seq + 1 then
+        reply[#reply] = reply[#reply] + 1
+      else
+        reply[#reply + 1], reply[#reply + 2] = ids[i], 1
+      end
+      run_ms, run_seq = ms, number
     end
-    run_ms, run_seq = ms, number
   end
 end
 

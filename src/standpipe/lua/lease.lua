@@ -8,11 +8,12 @@
 -- ARGV[4]  for how long it is taken or renewed, ms
 --
 -- Returns  {owner, fence, ms until it ends}, as it stands afterwards; the owner of a free one is ''.
--- Cost     O(1). HMGET, PTTL; HSET and SET, or PEXPIRE, or HDEL and DEL.
+-- Cost     O(1). HMGET, PTTL; HDEL, HSET and SET, or PEXPIRE, or HDEL and DEL.
 --
 -- The fence counts the owners and never goes back, so the hash does not expire. Who has the last one
 -- may renew it even late: nobody has taken it meanwhile. Renewing is a PEXPIRE, which a server out
--- of memory does not refuse: it needs its workers then.
+-- of memory does not refuse: it needs its workers then. Taking writes more, which such a server only
+-- lets a script do that has written before; HDEL, of nothing, it never refuses.
 
 local what, consumer, ms = ARGV[1], ARGV[2], ARGV[4]
 local row = redis.call('HMGET', KEYS[1], 'owner', 'fence')
@@ -24,6 +25,7 @@ if what == 'take' then
   -- One of the same name has died, or the reply that told us so was lost.
   if owner == consumer or left == 0 then
     owner, fence, left = consumer, fence + 1, tonumber(ms)
+    redis.call('HDEL', KEYS[1], 'none')
     redis.call('HSET', KEYS[1], 'owner', owner, 'fence', string.format('%d', fence))
     redis.call('SET', KEYS[2], 1, 'PX', ms)
   end

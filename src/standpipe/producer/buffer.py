@@ -183,7 +183,8 @@ class Buffer:
 
     # --- taking in -------------------------------------------------------------------------------
 
-    def _has_room(self, size: int, count: int) -> bool:
+    def has_room(self, size: int, count: int) -> bool:
+        """Whether so many bytes and events fit now."""
         # One that is larger than the whole buffer still goes through, alone.
         return self._held_events == 0 or (
             self._held_bytes + size <= self._bytes_max
@@ -200,7 +201,7 @@ class Buffer:
         Raises:
             BackpressureError: they do not. Retryable.
         """
-        if not self._has_room(size, count):
+        if not self.has_room(size, count):
             raise BackpressureError(
                 f"the buffer holds {self._held_events} events and {self._held_bytes} bytes; "
                 f"{count} more with {size} bytes do not fit"
@@ -227,7 +228,7 @@ class Buffer:
             ProducerClosedError: the producer is not running, or was closed meanwhile.
         """
         self.require_open()
-        while not self._has_room(size, count):
+        while not self.has_room(size, count):
             self._room.clear()
             await self._room.wait()
             self.require_open()

@@ -16,8 +16,8 @@ from standpipe.codec import (
     check_codec,
     check_table,
     encode_columns,
-    encode_plain,
     events_to_table,
+    row_part,
     rows_part,
 )
 from standpipe.errors import (
@@ -39,6 +39,7 @@ from standpipe.limits import (
     EVENT_BYTES_MAX,
     LIMITS_LOOK_MS,
     MEMORY_HEADROOM_PERCENT,
+    PART_EVENTS_MAX,
     SEND_DEADLINE_MS,
     SEQUENCE_TTL_MS,
     SPOOL_AFTER_MS,
@@ -47,6 +48,7 @@ from standpipe.limits import (
     TABLE_BLOCK_BYTES_MAX,
     TABLE_BLOCK_ROWS_MAX,
 )
+from standpipe.producer.arguments import plain_part
 from standpipe.producer.block import Block, Receipt, Receipts
 from standpipe.producer.buffer import Buffer, ProducerStats, Shard
 from standpipe.producer.lane import Lane, Way
@@ -54,7 +56,7 @@ from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow, to_its_end
 from standpipe.spool import Spool
 from standpipe.stream import Definition, Stream
-from standpipe.wire import Link, pack
+from standpipe.wire import Link
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -234,10 +236,9 @@ class Producer:
 
     def _fit_runs(self) -> None:
         """Make runs of plain events small enough for the stream's limit."""
-        definition = self.stream.definition
         events = self._block_events_max
-        if self._codec == "plain" and definition.entries_max is not None:
-            events = min(events, definition.spare_entries)
+        if self._codec == "plain":
+            events = min(events, PART_EVENTS_MAX, self.stream.definition.spare_entries)
         self._buffer.block_events_max = events
 
     async def _watch_limits(self) -> None:
@@ -426,10 +427,10 @@ class Producer:
         if self._codec == "columns":
             receipts = await self._put(self._encode_tables([(shard, [event], range(1))]))
             return receipts.first()
-        part, _, arguments = next(self._encode([event]))
+        part, arguments = self._encode_one(event)
         if self._on_full == "raise":
             self._buffer.require_room(len(part), 1)
-        else:
+        elif not self._buffer.has_room(len(part), 1):
             await self._buffer.wait_for_room(len(part), 1)
         block = self._buffer.add(shard, self._mark, part, 1, arguments)
         if block.count >= self._buffer.block_events_max:
@@ -452,8 +453,13 @@ class Producer:
         """
         self._buffer.require_open()
         listed = list(events)
-        if set(map(type, listed)) <= {Event}:
+        kinds = set(map(type, listed))
+        if kinds <= {Event}:
             given = cast("list[Event]", listed)
+        elif kinds == {dict}:
+            dicts = cast("list[dict[str, Any]]", listed)
+            names = self.stream.definition
+            given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
         else:
             given = [e if isinstance(e, Event) else self._from_mapping(e) for e in listed]
         check_events(given)
@@ -492,8 +498,10 @@ class Producer:
         )
 
     def _split(self, events: list[Event]) -> Iterable[tuple[Shard, list[Event], Sequence[int]]]:
-        """The events by shard, cut to blocks, with their positions in the list."""
+        """The events by shard, cut to parts of blocks, with their positions in the list."""
         step = self._buffer.block_events_max
+        if self._codec != "columns":
+            step = min(step, PART_EVENTS_MAX)
         if len(self._buffer.shards) == 1:
             for start in range(0, len(events), step):
                 chunk = events[start : start + step]
@@ -523,10 +531,11 @@ class Producer:
     def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         """The events' bytes in parts that fit in a block, how many events each part holds, and for
         plain ones how many RESP arguments."""
+        arguments = 0
         if self._codec == "plain":
-            yield from self._encode_plain(events)
-            return
-        part = rows_part(events)
+            part, arguments = plain_part(events, self._layout)
+        else:
+            part = rows_part(events)
         if len(events) == 1:
             self._check_size(events[0].key, events[0].time, len(part))
         elif len(part) > self._part_bytes_max:
@@ -535,22 +544,16 @@ class Producer:
             yield from self._encode(events[:half])
             yield from self._encode(events[half:])
             return
-        yield part, len(events), 0
+        yield part, len(events), arguments
 
-    def _encode_plain(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
-        parts: list[bytes] = []
-        size = arguments = 0
-        for event in events:
-            fields = encode_plain(event, self._layout)
-            part = _resp_arguments(len(fields), *fields)
-            self._check_size(event.key, event.time, len(part))
-            if parts and size + len(part) > self._part_bytes_max:
-                yield b"".join(parts), len(parts), arguments
-                parts, size, arguments = [], 0, 0
-            parts.append(part)
-            size += len(part)
-            arguments += len(fields) + 1
-        yield b"".join(parts), len(parts), arguments
+    def _encode_one(self, event: Event) -> tuple[bytes, int]:
+        """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
+        if self._codec == "plain":
+            part, arguments = plain_part((event,), self._layout)
+        else:
+            part, arguments = row_part(event), 0
+        self._check_size(event.key, event.time, len(part))
+        return part, arguments
 
     def _check_size(self, key: str | None, time: int, size: int) -> None:
         if size > self._event_bytes_max:
@@ -641,7 +644,8 @@ class Producer:
                 piece.shard, piece.mark, piece.part, piece.count, piece.arguments
             )
             receipts.add(block, block.count - piece.count, piece.count, piece.positions)
-            if waits:
+            if waits and (piece.arguments is None or block.count >= self._block_events_max):
+                # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
 
@@ -657,9 +661,3 @@ class _Piece(NamedTuple):
     """Of plain events: how many RESP arguments. None: the part is a whole block's payload."""
     positions: Sequence[int]
     """Where the events stood in what was given."""
-
-
-def _resp_arguments(*arguments: Any) -> bytes:
-    """RESP of some arguments without the command's header, to be joined into a longer command."""
-    packed = pack(*arguments)
-    return packed[packed.index(b"\n") + 1 :]

@@ -12,7 +12,7 @@ from typing import Final
 
 from standpipe.errors import ConfigError, StandpipeError, StreamNotFoundError
 from standpipe.event import Event
-from standpipe.limits import BLOCK_EVENTS_MAX, LEDGER_EXAMPLES_MAX
+from standpipe.limits import LEDGER_EXAMPLES_MAX, PART_EVENTS_MAX
 from standpipe.producer import Producer, Receipts
 from standpipe.reader import Point, Reader
 from standpipe.stream import Stream
@@ -85,7 +85,7 @@ async def send_and_record(
     ledger: Ledger,
     events: Iterable[Event],
     *,
-    together: int = BLOCK_EVENTS_MAX,
+    together: int = PART_EVENTS_MAX,
 ) -> None:
     """Send a ledger's events with a producer and record what its receipts say of each.
 

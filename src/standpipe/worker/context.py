@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from standpipe.clock import now_ms, parse_duration
-from standpipe.event import EventId
+from standpipe.errors import HandlerError
+from standpipe.event import Acked, Acknowledging, EventId
 
 
 class Retry(Exception):
@@ -46,7 +47,7 @@ class Context:
     stopped in the middle of a handler. It is None in other modes.
     """
 
-    __slots__ = ("deliveries", "event_id", "fence", "group", "shard", "stream")
+    __slots__ = ("_acks", "deliveries", "event_id", "fence", "group", "shard", "stream")
 
     def __init__(
         self,
@@ -56,7 +57,9 @@ class Context:
         event_id: EventId,
         deliveries: int,
         fence: int | None = None,
+        acks: Acknowledging | None = None,
     ) -> None:
+        self._acks = acks
         self.fence = fence
         self.stream = stream
         self.shard = shard
@@ -67,6 +70,22 @@ class Context:
     @property
     def queued_ms(self) -> int:
         return now_ms() - self.event_id.ms
+
+    def ack(self, events: Acked = "all") -> None:
+        """Acknowledge the event, or some of a batch, in a handler declared with ``ack="manual"``.
+
+        Args:
+            events: Of a batch: indices, event IDs or events; see Batch.ack. Default: all.
+
+        Raises:
+            AckError, HandlerError: as Batch.ack.
+        """
+        if self._acks is None:
+            raise HandlerError(
+                "what this handler is called for is acknowledged when it returns",
+                hint='Declare the handler with @worker.each(ack="manual"), or batch.',
+            )
+        self._acks.ack(events)
 
 
 class WorkerStats:

@@ -96,6 +96,9 @@ class Lines(Calls):
         """Give no more calls out; may be called from a signal handler."""
         self._is_closed = True
 
+    def ready(self) -> int:
+        return self._offered.qsize()
+
     def clear(self) -> None:
         for line in self._lines.values():
             line.calls.clear()

@@ -9,18 +9,14 @@ letters in one atomic step.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast, overload
 
-import msgspec
-
-from standpipe.clock import now_ms
-from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
+from standpipe.consumer import Consumer, cancel_tasks, finish
 from standpipe.errors import (
     ConfigError,
     DecodeError,
@@ -28,7 +24,7 @@ from standpipe.errors import (
     HandlerError,
     StandpipeError,
 )
-from standpipe.event import Batch, Entry, Event, EventId
+from standpipe.event import Batch, Event
 from standpipe.limits import (
     CONCURRENCY,
     DELIVERIES_MAX,
@@ -41,17 +37,19 @@ from standpipe.limits import (
     SYNC_LOOK_MS,
     SYNC_SLICE_EVENTS_MAX,
     SYNC_SLICE_MS,
-    TRACE_CHARS_MAX,
     TURN_MS_MAX,
 )
-from standpipe.policy import after_failure, handler_backoff_ms, on_takeover
+from standpipe.policy import after_failure, handler_backoff_ms
 from standpipe.retention import keep
 from standpipe.stream import Stream
-from standpipe.typed import converter
-from standpipe.worker.call import Call, Calls, Open
+from standpipe.worker.acks import Acks, NotAcknowledged
+from standpipe.worker.call import Call, Calls, event_counts
 from standpipe.worker.context import Context, Reject, Retry, WorkerStats
-from standpipe.worker.handler import name_of, takes_context, unfinished
+from standpipe.worker.handler import AckMode, Handler, unfinished
+from standpipe.worker.opening import Opener, decode_error
 from standpipe.worker.ordered import Lines, NotBegun
+from standpipe.worker.presence import Kind, Presence
+from standpipe.worker.settling import Settler
 from standpipe.worker.threads import Slice, Threads
 
 log: Final = logging.getLogger("standpipe.worker")
@@ -132,17 +130,13 @@ class Worker:
             lease_ms=lease_ms,
         )
         self.stats: Final = WorkerStats()
+        self._settler: Final = Settler(self.consumer, self.stats)
         self._concurrency = concurrency
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
         self._retain = retain
         self._janitor: asyncio.Task[None] | None = None
-        self._handler: Callable[..., Any] | None = None
-        self._convert: Callable[[Any], Any] | None = None
-        """Makes the handler's argument what its annotation says; None: it is that already."""
-        self._is_batch = False
-        self._wants_context = False
-        self._is_async = False
+        self._handler: Handler | None = None
         leases = self.consumer.leases
         self._lines = None if leases is None else Lines(leases)
         """The calls of ordered mode; None in others."""
@@ -150,12 +144,16 @@ class Worker:
         if leases is not None and self._lines is not None:
             leases.is_busy, leases.changed = self._is_busy, self._lines.changed
         self._busy = 0
+        self._presence = Presence(
+            self.consumer, self.stats, lambda: (self._busy, self._calls.ready())
+        )
         self._quiet = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._later: set[asyncio.TimerHandle] = set()
         self._turn_ends = 0.0
         self._suspects = asyncio.Lock()
         self._threads: Threads | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._slices: set[Slice] = set()
         """What threads are at."""
         self._running: set[Call] = set()
@@ -165,42 +163,69 @@ class Worker:
 
     # --- handlers --------------------------------------------------------------------------------
 
-    def each(self, handler: H) -> H:
+    @overload
+    def each(self, handler: H, *, ack: AckMode = "auto") -> H: ...
+
+    @overload
+    def each(self, *, ack: AckMode = "auto") -> Callable[[H], H]: ...
+
+    def each(self, handler: H | None = None, *, ack: AckMode = "auto") -> H | Callable[[H], H]:
         """Use a function for every single event: ``handler(event)`` or ``handler(event, context)``.
 
         An async one runs concurrently with others; a plain one runs in a thread. Annotated with a
         msgspec Struct, a dataclass or a TypedDict, it gets its event as one; an event that is none
         is a dead letter at once.
 
+        Args:
+            handler: The function; left out where the decorator has options.
+            ack: ``auto``: an event is acknowledged when the handler returns. ``manual``: when it
+                has called ``context.ack()``; an event that it has not, when it returns, is tried
+                again as if it had failed.
+
         Raises:
             HandlerError: it cannot be called with one or two arguments, it is a generator, its
-                annotation is none that an event can be, or the worker has a handler already.
+                annotation is none that an event can be, the worker has a handler already, or it
+                could not acknowledge anything.
         """
-        return self._set_handler(handler, is_batch=False)
+        return self._set_handler(handler, ack, is_batch=False)
 
-    def batch(self, handler: H) -> H:
+    @overload
+    def batch(self, handler: H, *, ack: AckMode = "auto") -> H: ...
+
+    @overload
+    def batch(self, *, ack: AckMode = "auto") -> Callable[[H], H]: ...
+
+    def batch(self, handler: H | None = None, *, ack: AckMode = "auto") -> H | Callable[[H], H]:
         """Use a function for whole batches: ``handler(batch)`` or ``handler(batch, context)``.
 
         Annotated with a list of a type, it gets a list, without the events that are none.
         If it fails, it is called again for the batch, and at the last try for ever smaller parts,
         so that only the events that fail by themselves become dead letters.
 
+        Args:
+            handler: The function; left out where the decorator has options.
+            ack: As :meth:`each`; ``manual`` with ``batch.ack(…)`` or ``context.ack(…)``, for all of
+                the batch or parts of it. What the handler raises is about the rest.
+
         Raises:
             HandlerError: as :meth:`each`.
         """
-        return self._set_handler(handler, is_batch=True)
+        return self._set_handler(handler, ack, is_batch=True)
 
-    def _set_handler(self, handler: H, *, is_batch: bool) -> H:
+    def _set_handler(
+        self, handler: H | None, ack: AckMode, *, is_batch: bool
+    ) -> H | Callable[[H], H]:
+        if handler is None:
+            return lambda handler: cast("H", self._set_handler(handler, ack, is_batch=is_batch))
         if self._handler is not None:
             raise HandlerError("the worker has a handler already", hint="Use one worker for each.")
-        self._wants_context = takes_context(handler)
-        self._convert = converter(handler, is_batch=is_batch)
-        self._handler = handler
-        self._is_batch = is_batch
-        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-            getattr(handler, "__call__", None)  # noqa: B004  an object with an async __call__
-        )
+        self._handler = Handler(handler, ack, is_batch=is_batch)
         return handler
+
+    @property
+    def _the_handler(self) -> Handler:
+        assert self._handler is not None, "run() has seen that there is one"
+        return self._handler
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -225,7 +250,8 @@ class Worker:
 
         Cost: one read of all shards with the waiting acknowledgements per round trip.
         """
-        if self._handler is None:
+        handler = self._handler
+        if handler is None:
             raise HandlerError(
                 "the worker has no handler", hint="Decorate a function with @worker.each first."
             )
@@ -233,15 +259,17 @@ class Worker:
             raise ConfigError("the worker has run already", hint="Make a new Worker for each run.")
         opened_here = not self.stream.is_open
         await self.stream.open()
-        count = self._concurrency or (1 if self._is_batch else CONCURRENCY)
+        count = self._concurrency or (1 if handler.is_batch else CONCURRENCY)
         runners: list[asyncio.Task[None]] = []
         # Threads of its own: asyncio's pool may have fewer than `concurrency`.
         self._threads = Threads(count)
+        self._loop = asyncio.get_running_loop()
         try:
             await self.consumer.start()
             if self._retain:
                 self._janitor = asyncio.create_task(keep(self.stream), name="standpipe-janitor")
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
+            self._presence.start(Kind(handler.name, handler.is_batch, count))
             await self._until_stopped(runners)
             await self._drain()
             for runner in runners:
@@ -265,11 +293,17 @@ class Worker:
             _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
             if deaf:
                 log.error("%d calls of handler %s ignore that they are cancelled",
-                          len(deaf), name_of(self._handler))  # fmt: skip
+                          len(deaf), self._the_handler.name)  # fmt: skip
         try:
             async with asyncio.timeout(LEAVE_MS_MAX / 1000):
                 await self._report_all()
+                for call in self._in_progress():
+                    # It goes on in a thread, or ignores that it is cancelled.
+                    if call.acks is not None:
+                        call.acks.close()
+                        self._acknowledge(call)
                 await self.consumer.leave()
+                await self._presence.leave()
         except TimeoutError:
             log.warning("the group could not be left within %d ms: what is held is taken over when "
                         "it has been idle for long enough", LEAVE_MS_MAX)  # fmt: skip
@@ -278,6 +312,7 @@ class Worker:
             log.exception("the group could not be left")
         finally:
             # A thread cannot be cancelled: one that is still at work is not waited for.
+            await self._presence.close()
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
             if self._janitor is not None:
@@ -326,100 +361,53 @@ class Worker:
                     self._quiet.clear()
                     await self._quiet.wait()
         except TimeoutError:
-            in_threads = {piece.current for piece in self._slices if piece.current is not None}
             at = sorted(
-                f"{call.first} of shard {call.opened[0].shard}"
-                for call in self._running | in_threads
+                f"{call.first} of shard {call.opened[0].shard}" for call in self._in_progress()
             )
             log.warning(
                 "handler %s still runs after %d ms for %s%s: left pending, and so is what has not "
                 "begun",
-                name_of(self._handler),
+                self._the_handler.name,
                 self._drain_ms_max,
                 ", ".join(at[:10]),
                 f" and {len(at) - 10} more" if len(at) > 10 else "",
             )
 
+    def _in_progress(self) -> set[Call]:
+        """What the handler is at."""
+        in_threads = {piece.current for piece in self._slices}
+        return {call for call in self._running | in_threads if call is not None}
+
     # --- from deliveries to calls ----------------------------------------------------------------
 
     async def _intake(self) -> None:
+        opener = self._opener()
         async for delivery in self.consumer.deliveries():
             if (
                 self.consumer.leases is None
                 or self.consumer.leases.fence(delivery.shard) == delivery.fence
             ):
-                await self._take(delivery)
+                for call in await opener.calls(delivery):
+                    self._calls.put_nowait(call)
 
-    async def _take(self, delivery: Delivery) -> None:
-        batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
-        fence = delivery.fence
-        for bad in delivery.undecodable:
-            await self._bury_raw(Open(shard, bad.id, 1, fence), bad.fields, bad.error)
-        opened = [
-            Open(shard, entry_id, entry.count, fence)
-            for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
-        ]
-        if not counts:
-            await self._queue(batch, opened, 1)
-            return
-        # After a takeover the entries' counts differ, so each goes by itself.
-        for entry, open_entry in zip(batch.entries, opened, strict=True):
-            alone = Batch([entry], stream=batch.stream, shard=batch.shard)
-            before = open_entry.deliveries = counts.get(open_entry.id, 0)
-            if on_takeover(before + 1, self._deliveries_max) == "retry" or _decode_error(entry):
-                await self._queue(alone, [open_entry], before + 1)
-            else:
-                reason = f"delivered {before} times and never finished: its workers died of it"
-                await self._bury(alone, [open_entry], entry.id, before, reason, None)
-
-    async def _queue(self, batch: Batch, opened: list[Open], deliveries: int) -> None:
-        """Queue a batch for the handler; for a handler of single events, each event of it."""
-        for call in await self._calls_of(batch, opened, deliveries):
-            self._calls.put_nowait(call)
-
-    async def _calls_of(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
-        """The calls for a batch; what is empty is settled, what cannot be decoded is buried."""
-        is_suspect = 1 < deliveries >= self._deliveries_max
-        if empty := [entry for entry in opened if not entry.left]:
-            await self._settle(empty, [0] * len(empty))
-            if not len(batch):
-                return []
-        if self._is_batch:
-            # Not decoded here: a handler that takes tables needs no events.
-            first = batch.entries[0].id
-            return [Call(batch, opened, first, deliveries, is_suspect=is_suspect)]
-        try:
-            events = batch.events
-        except DecodeError:
-            return await self._decodable(batch, opened, deliveries)
-        owners = [o for o in opened for _ in range(o.left)]
-        return [
-            Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
-            for event, event_id, owner in zip(events, batch.ids, owners, strict=True)
-        ]
-
-    async def _decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
-        """The calls for the entries that can be decoded, each alone; the others are buried."""
-        calls: list[Call] = []
-        for entry, open_entry in zip(batch.entries, opened, strict=True):
-            if error := _decode_error(entry):
-                open_entry.left = 1
-                await self._bury_raw(open_entry, entry.fields, error)
-            else:
-                alone = Batch([entry], stream=batch.stream, shard=batch.shard)
-                calls += await self._calls_of(alone, [open_entry], deliveries)
-        return calls
+    def _opener(self) -> Opener:
+        return Opener(
+            self._settler,
+            is_batch=self._the_handler.is_batch,
+            deliveries_max=self._deliveries_max,
+        )
 
     # --- calling ---------------------------------------------------------------------------------
 
     async def _run_calls(self) -> None:
+        is_sliced = not (self._the_handler.is_async or self._the_handler.is_batch)
         while True:
             call = await self._calls.get()
             self._busy += 1
             try:
                 if call.deliveries > 1:
                     await self._try_again(call)
-                elif self._is_async or self._is_batch:
+                elif not is_sliced:
                     await self._try([call])
                 else:
                     calls = [call, *self._more_calls(call)]
@@ -481,7 +469,7 @@ class Worker:
         try:
             await self.consumer.count_delivery(shard, ids, count)
         except StandpipeError as error:
-            log.warning("the delivery count of %s could not be kept: %s", call.first, error)
+            log.debug("the delivery count of %s could not be kept: %s", call.first, error)
 
     def _holds(self, call: Call) -> bool:
         """Whether an entry of a call is still this worker's."""
@@ -494,7 +482,9 @@ class Worker:
         """
         if self.consumer.has_lost_some:
             calls = [call for call in calls if self._holds(call)]
-        if self._is_async:
+        handler = self._handler
+        assert handler is not None
+        if handler.is_async:
             for call in calls:
                 await self._came_of(call, await self._call(call))
         elif calls:
@@ -504,8 +494,12 @@ class Worker:
         if self._lines is not None:
             # Here, for between this and the handler nothing waits.
             self._lines.require(call)
-        argument = call.argument if self._convert is None else self._convert(call.argument)
-        if not self._wants_context:
+        handler = self._handler
+        assert handler is not None
+        argument = call.argument if handler.convert is None else handler.convert(call.argument)
+        if handler.is_manual:
+            self._open_acks(call)
+        if not handler.wants_context:
             return (argument,)
         context = Context(
             self.stream.name,
@@ -514,15 +508,17 @@ class Worker:
             call.first,
             call.deliveries,
             None if self._lines is None else call.opened[0].fence,
+            call.acks,
         )
         return argument, context
 
     async def _call(self, call: Call) -> BaseException | None:
         """Call an async handler; returns what it raised."""
-        assert self._handler is not None
+        handler = self._handler
+        assert handler is not None
         self._running.add(call)
         try:
-            await self._handler(*self._arguments(call))
+            await handler.function(*self._arguments(call))
         except Exception as error:
             return error
         except asyncio.CancelledError as error:
@@ -537,8 +533,8 @@ class Worker:
 
     async def _call_in_thread(self, calls: list[Call]) -> None:
         """Call a plain handler for each in turn, and settle or queue again what comes of it."""
-        handler, threads = self._handler, self._threads
-        assert handler is not None and threads is not None
+        handler, threads = self._the_handler.function, self._threads
+        assert threads is not None
 
         def handle(call: Call) -> BaseException | None:
             try:
@@ -577,27 +573,51 @@ class Worker:
         if isinstance(error, NotBegun):
             self._calls.put_back([call])
             return
-        if error is not None:
+        if call.acks is not None:
+            await self._came_of_manual(call, call.acks, error)
+        elif error is not None:
             await self._failed(call, error)
-            return
-        counts = _counts(call.argument)
-        self.stats.handled += sum(counts)
-        await self._settle(call.opened, counts)
+        else:
+            counts = event_counts(call.argument)
+            self.stats.handled += sum(counts)
+            await self._settler.settle(call.opened, counts)
 
-    async def _settle(self, opened: list[Open], counts: list[int]) -> None:
-        """Count events of entries as settled, and acknowledge the entries that are through."""
-        done: list[bytes] = []
-        for entry, count in zip(opened, counts, strict=True):
-            entry.left -= count
-            if entry.left > 0:
-                entry.is_begun = True
-                continue
-            if entry.letters:
-                await self.consumer.settle(entry.shard, entry.id, entry.letters)
-            else:
-                done.append(entry.id)
-        if done:
-            self.consumer.ack(opened[0].shard, done)
+    def _open_acks(self, call: Call) -> None:
+        """Let the handler acknowledge what it is about to be called for; in whatever thread."""
+        loop, is_ordered = self._loop, self._lines is not None
+        assert loop is not None
+
+        def added() -> None:
+            loop.call_soon_threadsafe(self._acknowledge, call)
+
+        call.acks = Acks(call.argument, call.first, added, is_ordered=is_ordered)
+        if isinstance(call.argument, Batch):
+            call.argument.acks = call.acks
+
+    def _acknowledge(self, call: Call) -> None:
+        """Settle what a handler that goes on has acknowledged by now."""
+        if call.acks is None or (self._lines is not None and self._lines.is_stale(call)):
+            return
+        if any(entry.letters for entry in call.opened):
+            return  # They have to be kept in the same step, which takes its time: afterwards.
+        opened, counts = call.counts_at(call.acks.take())
+        self.stats.handled += sum(counts)
+        self._settler.acknowledge(opened, counts)
+
+    async def _came_of_manual(self, call: Call, acks: Acks, error: BaseException | None) -> None:
+        """Settle what the handler has acknowledged; the rest has failed, whatever it raised."""
+        missing = acks.close()
+        opened, counts = call.counts_at(acks.take())
+        self.stats.handled += sum(counts)
+        await self._settler.settle(opened, counts)
+        call.acks = None
+        if missing:
+            await self._failed(call.pick(missing), error or NotAcknowledged())
+        elif isinstance(error, HandlerError):
+            raise error
+        elif error is not None:
+            log.warning("handler failed for %s of shard %d, after it had acknowledged all: %s",
+                        call.first, call.opened[0].shard, error)  # fmt: skip
 
     async def _failed(self, call: Call, error: BaseException) -> None:
         if isinstance(error, HandlerError):
@@ -612,10 +632,10 @@ class Worker:
             entries = call.argument.entries
             # It met an entry that is not what its header says. One that stands alone and can be
             # decoded is no such entry: then the handler has a reason of its own.
-            if any(map(_decode_error, entries)) or len(entries) > 1:
+            if any(map(decode_error, entries)) or len(entries) > 1:
                 # Where they were: in ordered mode what comes behind them has to wait.
                 self._calls.put_back(
-                    await self._decodable(call.argument, call.opened, call.deliveries)
+                    await self._opener().decodable(call.argument, call.opened, call.deliveries)
                 )
                 return
         if isinstance(error, Retry) and not error.counts:
@@ -623,6 +643,8 @@ class Worker:
             return
         # What is no Unicode can neither be logged nor kept.
         text = "".join(traceback.format_exception_only(error)).strip()
+        if isinstance(error, NotAcknowledged):
+            text = str(error)
         reason = text.encode(errors="backslashreplace").decode()
         if after_failure(call.deliveries, self._deliveries_max) == "dead":
             await self._give_up(call, reason, error)
@@ -675,7 +697,9 @@ class Worker:
     async def _give_up(self, call: Call, reason: str, error: BaseException | None) -> None:
         argument = call.argument
         if isinstance(argument, Event) or len(argument) == 1:
-            await self._bury(argument, call.opened, call.first, call.deliveries, reason, error)
+            await self._settler.bury(
+                argument, call.opened, call.first, call.deliveries, reason, error
+            )
             return
         # Only what fails by itself is given up: the halves are tried apart, down to single events.
         middle = len(argument) // 2
@@ -695,87 +719,13 @@ class Worker:
         batch = call.argument
         if isinstance(batch, Event):
             ((_, reason),) = error.invalid
-            await self._bury(batch, call.opened, call.first, call.deliveries, reason, None)
+            await self._settler.bury(batch, call.opened, call.first, call.deliveries, reason, None)
             return
-        entries: list[Entry] = []
-        opened: list[Open] = []
-        start = 0
-        for place, reason in (*error.invalid, (len(batch), "")):
-            valid, indexes = batch.part(start, place)
-            entries += valid.entries
-            opened += [call.opened[index] for index in indexes]
-            start = place + 1
-            if reason:
-                bad, indexes = batch.part(place, start)
-                owner, first = call.opened[indexes[0]], bad.entries[0].id
-                await self._bury(bad, [owner], first, call.deliveries, reason, None)
-        if entries:
-            rest = Batch(entries, stream=batch.stream, shard=batch.shard)
-            await self._try([Call(rest, opened, entries[0].id, call.deliveries)])
-
-    # --- dead letters ----------------------------------------------------------------------------
-
-    async def _bury(
-        self,
-        argument: Batch | Event,
-        opened: list[Open],
-        first: EventId,
-        deliveries: int,
-        reason: str,
-        error: BaseException | None,
-    ) -> None:
-        """Make dead letters of events; they are stored when their entry is settled."""
-        if isinstance(argument, Event):
-            events, ids = [argument], [first]
-        else:
-            events, ids = argument.events, argument.ids
-        owners = [o for o, n in zip(opened, _counts(argument), strict=True) for _ in range(n)]
-        for event, event_id, owner in zip(events, ids, owners, strict=True):
-            letter = self._letter(str(event_id), deliveries, reason, error)
-            owner.letters.append([*letter, b"d", msgspec.msgpack.encode(event)])
-        self.stats.dead += len(events)
-        log.error(
-            "gave up on %d events from %s of shard %d after %d deliveries: %s",
-            len(events),
-            first,
-            opened[0].shard,
-            deliveries,
-            reason,
-        )
-        await self._settle(opened, _counts(argument))
-
-    async def _bury_raw(self, opened: Open, fields: list[bytes], error: DecodeError) -> None:
-        """Make a dead letter of an entry that no codec reads, with its fields as they are."""
-        letter = self._letter(opened.id.decode(), 1, f"DecodeError: {error}", None)
-        opened.letters.append([*letter, b"raw", msgspec.msgpack.encode(fields)])
-        self.stats.dead += 1
-        log.error("entry %s of shard %d: %s", opened.id.decode(), opened.shard, error)
-        await self._settle([opened], [1])
-
-    def _letter(
-        self, event_id: str, deliveries: int, reason: str, error: BaseException | None
-    ) -> list[bytes]:
-        trace = "" if error is None else "".join(traceback.format_exception(error))
-        pairs = {
-            "group": self.consumer.group,
-            "consumer": self.consumer.name,
-            "id": event_id,
-            "reason": reason[:TRACE_CHARS_MAX],
-            "trace": trace[-TRACE_CHARS_MAX:],
-            "deliveries": str(deliveries),
-            "at": str(now_ms()),
-        }
-        # An error's text may hold what is no valid Unicode, such as a file's name.
-        return [part.encode(errors="backslashreplace") for pair in pairs.items() for part in pair]
-
-
-def _decode_error(entry: Entry) -> DecodeError | None:
-    try:
-        entry.events()
-    except DecodeError as error:
-        return error
-    return None
-
-
-def _counts(argument: Batch | Event) -> list[int]:
-    return [1] if isinstance(argument, Event) else [entry.count for entry in argument.entries]
+        for place, reason in error.invalid:
+            bad = call.pick([place])
+            await self._settler.bury(
+                bad.argument, bad.opened, bad.first, call.deliveries, reason, None
+            )
+        invalid = {place for place, _ in error.invalid}
+        if valid := [place for place in range(len(batch)) if place not in invalid]:
+            await self._try([call.pick(valid)])
