@@ -62,6 +62,7 @@ StandpipeError
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
 │   ├── ServerFullError         OOM: maxmemory is reached                 retryable
+│   │   └── ServerNearlyFullError  it is near: producers wait before    retryable
 │   ├── NotPersistingError      MISCONF: the server cannot write to disk  retryable
 │   ├── ReadOnlyServerError     READONLY: a replica was asked to write    retryable
 │   ├── ServerLoadingError      LOADING: the data set is being read in    retryable
@@ -649,6 +650,16 @@ class ServerFullError(ServerError):
     default_hint = "Trim acknowledged entries, raise maxmemory, or let the workers catch up."
 
 
+class ServerNearlyFullError(ServerFullError):
+    """The server is near its maxmemory: producers wait before it refuses everybody's writes."""
+
+    retryable = True
+    default_hint = (
+        "Let the groups catch up, give streams a max_bytes (`standpipe stream set`), so that what "
+        "is acknowledged goes, or raise maxmemory; `standpipe retain --dry-run` says what is held."
+    )
+
+
 class NotPersistingError(ServerError):
     """MISCONF: the server cannot write its snapshot or AOF, so it refuses writes."""
 
@@ -709,8 +720,8 @@ class StreamFullError(ServerError):
 
     retryable = True
     default_hint = (
-        "Let the workers catch up and trim what they have acknowledged (XTRIM <key> MINID), or "
-        "raise the limit in the stream's definition."
+        "Let the groups catch up: what all have acknowledged goes. `standpipe retain --dry-run` "
+        "names what holds the rest; `standpipe stream set` changes the limits."
     )
 
 
