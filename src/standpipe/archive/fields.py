@@ -582,9 +582,17 @@ def spec_type(spec: FieldSpec) -> pa.DataType:
 
 
 def as_type(
-    name: str, array: pa.ChunkedArray, own: FieldSpec, wanted: FieldSpec, marks: pa.ChunkedArray
+    array: pa.ChunkedArray,
+    own: FieldSpec,
+    wanted: FieldSpec,
+    *,
+    name: str = "",
+    marks: pa.ChunkedArray | None = None,
 ) -> pa.ChunkedArray:
-    """A file's column of a field as the column of several files; ``marks`` are its rows'."""
+    """A column of a field as the column of several files or tables.
+
+    Of a file's column ``marks`` say what its cells cannot about the field ``name``.
+    """
     import pyarrow as pa
 
     type_ = spec_type(wanted)
@@ -592,7 +600,7 @@ def as_type(
         return array
     if wanted.kind in ("text", "bytes") and own.kind in ("int", "float", "float32", "number"):
         values = exact_values(array, own)
-        if own.kind == "number":
+        if own.kind == "number" and marks is not None:
             for at, text in enumerate(marks.to_pylist()):
                 mark = None if text is None else json.loads(text).get(name)
                 if mark in ("int", "float"):

@@ -403,7 +403,7 @@ class ArchivedTable:
                 columns[column] = pa.chunked_array([pa.nulls(len(rows), spec_type(wanted))])
             else:
                 found = rows.column(column)
-                columns[column] = as_type(name, found, own, wanted, rows.column("marks"))
+                columns[column] = as_type(found, own, wanted, name=name, marks=rows.column("marks"))
         return pa.table(columns)
 
     def events(self) -> list[Event]:
