@@ -62,6 +62,7 @@ StandpipeError
 │   ├── ServerUnavailableError  refused, reset or cut connection          retryable
 │   ├── ReplyTimeoutError       no reply in time: the outcome is unknown  retryable
 │   ├── ServerFullError         OOM: maxmemory is reached                 retryable
+│   │   └── ServerNearlyFullError  it is near: producers wait before    retryable
 │   ├── NotPersistingError      MISCONF: the server cannot write to disk  retryable
 │   ├── ReadOnlyServerError     READONLY: a replica was asked to write    retryable
 │   ├── ServerLoadingError      LOADING: the data set is being read in    retryable
@@ -82,6 +83,7 @@ StandpipeError
 │   ├── LedgerUnusableError     its log cannot be created, written or read
 │   ├── LedgerDamagedError      a line of its log is no record
 │   └── LedgerUnsoundError      the stream does not hold what the ledger says
+├── ProvisionError              a bundle that could not be written or put in place
 └── EmbeddedServerError         the server that ``standpipe up`` runs
     ├── BinaryMissingError      no server program for this machine, or it cannot be run
     ├── FolderUnusableError     the data folder cannot be created or written
@@ -648,6 +650,16 @@ class ServerFullError(ServerError):
     default_hint = "Trim acknowledged entries, raise maxmemory, or let the workers catch up."
 
 
+class ServerNearlyFullError(ServerFullError):
+    """The server is near its maxmemory: producers wait before it refuses everybody's writes."""
+
+    retryable = True
+    default_hint = (
+        "Let the groups catch up, give streams a max_bytes (`standpipe stream set`), so that what "
+        "is acknowledged goes, or raise maxmemory; `standpipe retain --dry-run` says what is held."
+    )
+
+
 class NotPersistingError(ServerError):
     """MISCONF: the server cannot write its snapshot or AOF, so it refuses writes."""
 
@@ -708,8 +720,8 @@ class StreamFullError(ServerError):
 
     retryable = True
     default_hint = (
-        "Let the workers catch up and trim what they have acknowledged (XTRIM <key> MINID), or "
-        "raise the limit in the stream's definition."
+        "Let the groups catch up: what all have acknowledged goes. `standpipe retain --dry-run` "
+        "names what holds the rest; `standpipe stream set` changes the limits."
     )
 
 
@@ -796,6 +808,15 @@ class LedgerUnsoundError(LedgerError):
     def __init__(self, message: str, *, report: Any, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.report = report
+
+
+# --- provisioning --------------------------------------------------------------------------------
+
+
+class ProvisionError(StandpipeError):
+    """A bundle could not be written, read or put in place; what was replaced before is kept."""
+
+    default_hint = "Mend what the message names and run it again: it goes on where it stopped."
 
 
 # --- the embedded server -------------------------------------------------------------------------

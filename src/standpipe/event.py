@@ -116,6 +116,29 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
             return list(map(cls, keys, times, fields))
         return [cls.from_mapping(d, key_field=key_field, time_field=time_field) for d in dicts]
 
+    @classmethod
+    def from_struct(cls, struct: msgspec.Struct) -> Event:
+        """An event from a msgspec Struct, with its fields as they are encoded (an enum by its
+        value, ``rename`` followed), ``key`` and ``time`` for the event's.
+
+        Raises:
+            FieldError: as :meth:`from_mapping`.
+            EventError: it is encoded as an array, or holds what cannot be encoded.
+        """
+        try:
+            mapping: Any = msgspec.to_builtins(struct, builtin_types=(bytes,))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EventError(
+                f"a {type(struct).__name__} cannot be sent: {error}",
+                hint="Its fields are numbers, text, bools, bytes or None.",
+            ) from error
+        if not isinstance(mapping, dict):
+            raise EventError(
+                f"a {type(struct).__name__} is encoded as an array, without names",
+                hint="Leave out array_like=True.",
+            )
+        return cls.from_mapping(cast("dict[str, Any]", mapping))
+
     def to_mapping(self, *, key_field: str = "key", time_field: str = "time") -> dict[str, Any]:
         """The flat mapping that :meth:`from_mapping` reads."""
         return {key_field: self.key, time_field: self.time, **self.fields}
@@ -420,6 +443,22 @@ def _all_plain(events: Sequence[Event]) -> bool:
         )
     except (TypeError, ValueError, OverflowError):
         # Fields that are no dict, text that is no Unicode, an int that no float can hold.
+        return False
+
+
+def are_plain_columns(keys: list[Any], times: list[Any], columns: Iterable[list[Any]]) -> bool:
+    """:func:`check_events` for events that stand in columns, without saying what is wrong.
+
+    Returns:
+        False where something is wrong, or needs the closer look that check_events takes.
+    """
+    try:
+        return (
+            _are_plain_keys(keys)
+            and _are_plain_times(times)
+            and all(map(_are_plain_values, columns))
+        )
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

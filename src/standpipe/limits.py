@@ -109,7 +109,63 @@ STREAM_BYTES_MIN: Final = 64 * 1024
 """The smallest ``max_bytes`` of a shard: an empty stream with a few groups has kilobytes, and a
 shard that can hold no block would never take one."""
 
+LIMITS_LOOK_MS: Final = 2_000
+"""How often a process looks whether the limits of its stream were changed: one GET. So long two
+processes may go by different ones."""
+
+# --- retention -----------------------------------------------------------------------------------
+
+AGE_MS_MIN: Final = 1_000
+"""The smallest ``max_age``: the janitor looks once a second."""
+
+FILL_PERCENT: Final = 90
+"""Up to which share of max_len and max_bytes a stream is filled with entries that everybody has
+acknowledged. What is left is for producers, until the janitor looks again."""
+
+RETAIN_LOOK_MS: Final = 1_000
+RETAIN_LOOK_MS_MIN: Final = 50
+RETAIN_LOOKS_PER_FILL: Final = 4
+"""The janitor looks at a stream after the first, or sooner: so often in the time in which it would
+be full at the present rate, but not more often than after the second. A look costs the server some
+30 µs per shard."""
+
+RETAIN_STEP_ENTRIES: Final = 1_000
+RETAIN_STEP_BYTES: Final = 4 * 1024 * 1024
+"""Entries and bytes that go in one step, during which the server does nothing else: 200 blocks of
+20 kB take it 0.4 to 2.5 ms. As many bytes as one write of a producer may add."""
+
+RETAIN_READ_ENTRIES: Final = 100
+"""Of these, those that are read because a ring counts the events in them: they may be large."""
+
+RETAIN_FIND_MS: Final = 10_000
+"""How often a janitor of all streams looks for new ones: a SCAN of the server."""
+
+RETAIN_RETRY_MS_MAX: Final = 10_000
+"""The longest pause after a failed look."""
+
+RETAIN_COUNT_MAX: Final = 10_000
+"""Entries of a shard that a dry run counts by reading them; above it the number is "at least"."""
+
+MEMORY_WINDOW_MS: Final = 500
+"""Time between the two readings that tell how fast a stream grows."""
+
 # --- producer ------------------------------------------------------------------------------------
+
+MEMORY_HEADROOM_PERCENT: Final = 5
+"""Share of the server's maxmemory that producers leave free: for pending lists, dead letters and
+leases, which a server that is out of memory would refuse as well, and for what the writes of
+several producers add until each has looked again."""
+
+MEMORY_LOOK_MS: Final = 1_000
+MEMORY_LOOKS_PER_FILL: Final = 8
+"""A producer asks for the server's memory after the first, or sooner: so often in the time in which
+it would be full at the present rate, and before it has written such a part of what is free. One
+INFO per look, 30 µs of the server."""
+
+MEMORY_UNLIMITED_LOOK_MS: Final = 10_000
+"""Likewise of a server without maxmemory, or one that evicts: only the configuration can change
+that."""
+
 
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that a producer holds between send() and the acknowledgement; then send() waits."""
@@ -331,6 +387,9 @@ a second at most: with 20 shards it is as often as elsewhere, with 256 each 13 s
 STRANGERS_MS_MAX: Final = 2_500
 """Before a member of ordered mode joins, a consumer that was at work lately and is none has so long
 to be at work once more. Each XREADGROUP shows it, and one waits for READ_BLOCK_MS."""
+
+START_TRIES_MAX: Final = 8
+"""How often a worker that starts asks who else is at work, over a connection that is cut."""
 
 STRANGERS_LOOK_MS: Final = 250
 """How often the member looks for it meanwhile."""
@@ -580,6 +639,45 @@ already, and it only has to write its AOF out."""
 
 SERVER_LOG_BYTES_MAX: Final = 16 * 1024 * 1024
 """A server log above this is moved to server.log.1 at the next start of the server."""
+
+# --- provisioning --------------------------------------------------------------------------------
+
+SYSTEM_PERCENT: Final = 5
+SYSTEM_BYTES_MIN: Final = 256 * 1024 * 1024
+"""Memory of a server's machine that is left to the kernel and to what runs beside the server."""
+
+FORK_PERCENT: Final = 50
+"""Pages that are copied while a child writes the data out, of the data. All of them could be; of an
+append-only log new entries go to new pages, and what is written to again are pending lists, the
+last node of each stream and what is trimmed."""
+
+SERVER_BUFFER_PERCENT: Final = 10
+"""Buffers of clients, replicas and the append-only file, and what the allocator wastes, of the
+data: the server does not count most of it against maxmemory."""
+
+PENDING_ENTRY_BYTES: Final = 180
+"""What an entry costs the server in a group's pending list, measured."""
+
+SERVER_CORES_MIN: Final = 4
+SERVER_IO_THREADS_MAX: Final = 8
+"""Cores from which on the server gets threads for its sockets, and how many of these at most: above
+eight they were not seen to help (redis.conf)."""
+
+CERTIFICATE_DAYS: Final = 397
+CERTIFICATE_AUTHORITY_DAYS: Final = 3650
+"""How long certificates are valid: those of servers and clients for 13 months, so that renewing is
+a habit and not an adventure after ten years; that of the authority for ten years."""
+
+CERTIFICATE_RENEW_DAYS: Final = 60
+"""A certificate that ends within so many days is made anew: a month before the doctor warns."""
+
+PASSWORD_BYTES: Final = 32
+"""Random bytes of a generated password: nobody has to type it, nor can its SHA-256 be guessed."""
+
+PROBE_MS_MAX: Final = 1_000
+PROBE_TRIES: Final = 3
+"""How long the answer to a packet that measures the way may take, and how often it is sent: one
+that is lost for another reason must not be taken for one that is too large."""
 
 # --- standpipe.testing ---------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import anyio
+import msgspec
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from standpipe.errors import ConfigError
@@ -89,7 +90,7 @@ class Stream:
             raise ConfigError("the stream is not open", hint="Use `with sync.Stream(...)`.")
         return self._portal, self._stream, self._producer
 
-    def send(self, event: Event | Mapping[str, Any]) -> EventId | None:
+    def send(self, event: Event | Mapping[str, Any] | msgspec.Struct) -> EventId | None:
         """Send one event and wait for the acknowledgement; see :meth:`standpipe.Producer.send`."""
         portal, _, producer = self._running()
 
@@ -98,7 +99,9 @@ class Stream:
 
         return portal.call(call)
 
-    def send_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[EventId | None]:
+    def send_many(
+        self, events: Iterable[Event | Mapping[str, Any] | msgspec.Struct]
+    ) -> list[EventId | None]:
         """Send many and wait; IDs in the events' order. Much faster than a loop over send."""
         portal, _, producer = self._running()
 

@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from standpipe.codec import RowsEntry, StructRows
 from standpipe.errors import EventTypeError, HandlerError
 from standpipe.event import Batch, Event
 
@@ -63,7 +64,8 @@ def converter(handler: Callable[..., Any], *, is_batch: bool) -> Converter | Non
         HandlerError: the annotation cannot be resolved, or is none that an event can be.
 
     Cost: per event with three fields beside key and time about 0.5 µs for a Struct, 1 µs for a
-        dataclass, 1.7 µs for a TypedDict; to copy such fields into a new dict takes 0.2 µs.
+        dataclass, 1.7 µs for a TypedDict; to copy such fields into a new dict takes 0.2 µs. Structs
+        of numbers, text and bools in batches of rows cost nothing on top: no Event is made.
     """
     name = getattr(handler, "__name__", repr(handler))
     annotation = _annotation(handler)
@@ -85,7 +87,14 @@ def converter(handler: Callable[..., Any], *, is_batch: bool) -> Converter | Non
     elif is_batch:
         raise _unusable(name, annotation)
     convert = _one(name, item)
-    return functools.partial(_all, convert) if is_batch else functools.partial(_single, convert)
+    if not is_batch:
+        return functools.partial(_single, convert)
+    rows = StructRows.of(item)
+    return (
+        functools.partial(_all, convert)
+        if rows is None
+        else functools.partial(_read, rows, convert)
+    )
 
 
 # --- which annotation ----------------------------------------------------------------------------
@@ -235,6 +244,17 @@ def _all(convert: Callable[[Event], Any], batch: Batch) -> list[Any]:
             invalid=invalid,
         )
     return found
+
+
+def _read(rows: StructRows, convert: Callable[[Event], Any], batch: Batch) -> list[Any]:
+    """:func:`_all`, with the events of rows blocks read as Structs at once."""
+    found: list[Any] = []
+    for entry in batch.entries:
+        structs = rows.read(entry) if isinstance(entry, RowsEntry) else None
+        if structs is None:
+            break
+        found += structs
+    return found if len(found) == len(batch) else _all(convert, batch)
 
 
 def _events(batch: Batch) -> list[Event]:

@@ -38,7 +38,7 @@ class Watched:
         return [
             record
             for record in self._caplog.records
-            if record.name.startswith("standpipe")
+            if record.name == "standpipe.consumer"
             and record.levelno >= logging.INFO
             and getattr(record, "state", None) not in aside
         ]
@@ -133,14 +133,14 @@ async def test_a_server_that_is_away(
             assert await rate(lambda: len(tries), 1) < 40
         await asyncio.to_thread(server.start)
         await found.goes_on(stream, 1)
-        assert found.states == [
-            ("waiting", "ServerUnavailableError"),
-            ("ok", "ServerUnavailableError"),
-        ]
-        down, up = found.records
+        # On a busy machine it may be met while it reads its file in.
+        down, *loading, up = found.records
+        assert (down.state, down.error, up.state) == ("waiting", "ServerUnavailableError", "ok")
+        assert [each.error for each in loading] in ([], ["ServerLoadingError"])
         assert (down.stream, down.shard, down.group) == ("s", None, "g")
         assert down.consumer == found.worker.consumer.name
-        assert (up.tries, up.server) == (found.retries + 1, f"127.0.0.1:{server.port}")
+        assert up.tries == found.retries + 1 + len(loading)
+        assert up.server == f"127.0.0.1:{server.port}"
         assert up.waited_ms > 1_000
 
 
@@ -187,6 +187,7 @@ async def test_a_server_that_is_loading(
             ("waiting", "ServerLoadingError"),
             ("ok", "ServerLoadingError"),
         ]
+        assert found.retries >= 3
         assert int(server.info("stats")["total_connections_received"]) < 100
 
 

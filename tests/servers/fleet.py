@@ -161,6 +161,8 @@ class TestServer:
         self._sentinel = sentinel
         self._inside = inside
         self._process: subprocess.Popen[bytes] | None = None
+        self.user: tuple[str, str] | None = None
+        """Name and password of the user as whom the test talks to it; None: the default one."""
         self.config: dict[str, str] = {}
         """What it was started with: option → value."""
         if not sentinel:
@@ -233,6 +235,8 @@ class TestServer:
             "encoding_errors": "replace",
             "password": self.config.get("requirepass"),
         }
+        if self.user is not None:
+            options["username"], options["password"] = self.user
         if self.certificates is not None:
             files = self.certificates
             connection: Connection = SSLConnection(

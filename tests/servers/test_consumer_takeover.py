@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -60,6 +61,27 @@ async def test_a_busy_consumer_takes_over_too(stream: Stream, server: TestServer
             await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
             # A takeover asks for a limit and a quarter at most, while a read fills the limit.
             assert taken.consumer.in_flight <= 40 + 50
+        taken.ack_all()
+
+
+async def test_a_takeover_of_more_than_fits_goes_on_as_soon_as_there_is_room(
+    stream: Stream, server: TestServer
+) -> None:
+    """What a dead member held is more than may be in flight: the rest is taken over while it is
+    worked on, not a part at each regular sweep, which would be every second here."""
+    await send(stream, make_events(600), "plain")
+    hand_out(server, stream, "dead", 600)
+    idle_ms = 3_000
+    async with consuming(stream, idle_ms_min=idle_ms, in_flight_events_max=20) as taken:
+        await eventually(lambda: taken.consumer.stats.taken_over > 0)
+        began = time.monotonic()
+        while taken.consumer.stats.taken_over < 600:
+            taken.ack_all()
+            over = taken.consumer.stats.taken_over
+            await eventually(lambda over=over: taken.consumer.stats.taken_over > over)
+            assert taken.consumer.in_flight <= 40
+        # By regular sweeps: 600 entries, 25 at a time, one a second.
+        assert time.monotonic() - began < 12
         taken.ack_all()
 
 

@@ -210,7 +210,7 @@ async def test_settings_and_password_reach_the_server(
     assert "p%40ss" not in str(events)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "redis-6.2"])
+@pytest.mark.parametrize("name", KINDS)
 async def test_other_programs_take_the_configuration(
     name: str, make: Callable[..., EmbeddedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,6 +275,8 @@ async def test_connections_that_are_cut(server: TestServer, stream: Stream) -> N
     worker = ordered(stream, lease_ms=5_000)
     handler(worker, "async", seen)
     async with running(worker):
+        # Its start is not what is tested here.
+        await eventually(lambda: owned(worker)[0])
         for first in range(0, 100, 5):
             await send(stream, readings(5, first=first), "plain")
             server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from standpipe import Context, Event, Stream, Worker
+from standpipe import Context, Event, Producer, Stream, Worker
+from standpipe.errors import FieldError
 from tests.conditions import eventually
 from tests.servers.entries import TIME
 from tests.servers.fleet import Fleet, TestServer
@@ -44,6 +46,38 @@ def events(count: int, *wrong: int) -> list[Event]:
 async def stream(server: TestServer, stream_name: str) -> AsyncIterator[Stream]:
     async with Stream(stream_name, server.url) as found:
         yield found
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("codec", ["rows", "plain", "columns"])
+async def test_structs_in_and_structs_out(
+    server: TestServer, stream_name: str, codec: str, shards: int
+) -> None:
+    """What is sent as Structs, in lists or one by one, is handled as Structs, and refused whole."""
+    sent = [Reading(f"m{n % 7}", TIME + n, n, n / 4) for n in range(1_300)]
+    seen: list[Reading] = []
+    async with (
+        Stream(stream_name, server.url, codec=codec, shards=shards) as stream,
+        Producer(stream) as producer,
+    ):
+        ids = await (await producer.send_many(sent[:1_200]))
+        assert len(ids) == len(set(ids)) == 1_200 or shards > 1
+        for reading in sent[1_200:]:
+            await producer.send(reading)
+        with pytest.raises(FieldError, match="volts"):
+            await producer.send_many([sent[0], Reading("m", TIME, 1, math.nan)])
+        await producer.flush()
+        assert producer.stats.acknowledged == len(sent)
+        worker = Worker(stream, "g")
+
+        @worker.batch
+        async def handle(batch: list[Reading]) -> None:
+            seen.extend(batch)
+
+        async with running(worker):
+            await eventually(lambda: len(seen) == len(sent))
+    for key in {reading.key for reading in sent}:
+        assert [r for r in seen if r.key == key] == [r for r in sent if r.key == key]
 
 
 @pytest.mark.parametrize("kind", ["each-async", "each-sync", "batch-async", "batch-sync"])

@@ -81,6 +81,11 @@ def test_one_that_covers_others_takes_their_place() -> None:
         assert list(chain.superseded) == left
         assert (chain.gaps, chain.overlaps) == ([], [])
     assert shown(resolve(parts)) == [(0, 0, 2), (2, 2, 5), (5, 5, 6)]
+    # However many files follow.
+    more: list[ArchiveFile] = []
+    for after in range(6, 10):
+        more.append(edge(after, after + 1))
+        assert len(resolve([whole, *parts, *more]).pieces) == 2 + len(more)
 
 
 def test_one_of_a_process_that_had_lost_its_lease() -> None:

@@ -123,7 +123,11 @@ def build(draft: Draft) -> tuple[FileInfo, bytes]:
         "marks": pa.chunked_array(marks, pa.string()),
         "raw": pa.chunked_array([_raw(part) for part in parts], pa.binary()),
     }
-    return info, _written(pa.table(arrays), info)
+    # That a column is never null saves writing, for each row, that it is not.
+    schema = pa.schema(
+        [pa.field(n, array.type, nullable=n not in _ID_COLUMNS[:4]) for n, array in arrays.items()]
+    )
+    return info, _written(pa.table(arrays, schema=schema), info)
 
 
 def _extremes(times: pa.ChunkedArray) -> tuple[int | None, int | None]:
@@ -191,7 +195,8 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
     dictionary: list[str] = []
     encoding: dict[str, str] = {}
     for field in schema:
-        if pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type):
+        is_number = pa.types.is_integer(field.type) or pa.types.is_timestamp(field.type)
+        if is_number and field.name != "shard":
             encoding[field.name] = "DELTA_BINARY_PACKED"
         elif not pa.types.is_boolean(field.type):
             dictionary.append(field.name)
@@ -397,7 +402,8 @@ class ArchivedTable:
             if own is None or own.kind == "null":
                 columns[column] = pa.chunked_array([pa.nulls(len(rows), spec_type(wanted))])
             else:
-                columns[column] = as_type(rows.column(column), own, wanted)
+                found = rows.column(column)
+                columns[column] = as_type(found, own, wanted, name=name, marks=rows.column("marks"))
         return pa.table(columns)
 
     def events(self) -> list[Event]:

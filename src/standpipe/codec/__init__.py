@@ -30,6 +30,7 @@ from standpipe.codec.rows import (
     rows_part,
     rows_payload,
 )
+from standpipe.codec.structs import StructRows
 from standpipe.codec.table import check_table, events_to_table
 from standpipe.errors import CodecError, DecodeError
 from standpipe.event import Entry
@@ -42,6 +43,7 @@ __all__ = [
     "PlainEntry",
     "PlainLayout",
     "RowsEntry",
+    "StructRows",
     "block_fields",
     "check_codec",
     "check_table",

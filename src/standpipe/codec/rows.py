@@ -87,7 +87,7 @@ def _header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-def _announced(payload: bytes) -> int | None:
+def announced(payload: bytes) -> int | None:
     """How many elements the array has that begins here; other writers may use longer headers."""
     first = payload[:1]
     if first == b"\xdc":
@@ -126,9 +126,9 @@ class RowsEntry(Block):
 
 def _read_rows(payload: bytes, count: int) -> list[Event]:
     # The array's own header comes first, so that n bounds what is built from the rest.
-    announced = _announced(payload)
-    if announced != count:
-        found = "no MessagePack array" if announced is None else f"an array of {announced}"
+    length = announced(payload)
+    if length != count:
+        found = "no MessagePack array" if length is None else f"an array of {length}"
         raise DecodeError(f"n says {count} events, the payload is {found}")
     try:
         # Types and times are checked while it is read, at no cost: half of what checking them

