@@ -477,7 +477,8 @@ async def test_archives_that_are_the_wrong_one(
         await trim_archived(stream)
         reader = Reader(stream, archive=tmp_path / "older")
         assert numbers([event async for event in reader]) == list(range(20))
-        assert [(gap.entries, gap.reason) for gap in reader.gaps] == [(None, "archive")]
+        count = 20 if knows_gaps(server) else None
+        assert [(gap.entries, gap.reason) for gap in reader.gaps] == [(count, "archive")]
         assert await read(stream, archive=archive) == list(range(40))
 
 
