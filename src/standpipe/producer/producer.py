@@ -546,20 +546,30 @@ class Producer:
     def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         """The events' bytes in parts that fit in a block, how many events each part holds, and for
         plain ones how many RESP arguments."""
-        arguments = 0
-        if self._codec == "plain":
-            part, arguments = plain_part(events, self._layout)
-        else:
-            part = rows_part(events)
-        if len(events) == 1:
-            self._check_size(events[0].key, events[0].time, len(part))
-        elif len(part) > self._part_bytes_max:
+        count = len(events)
+        packed = None if self._looks_too_large(events) else self._packed(events)
+        if count > 1 and (packed is None or len(packed[0]) > self._part_bytes_max):
             # In halves, until each fits, or stands alone and is too large by itself.
-            half = len(events) // 2
-            yield from self._encode(events[:half])
-            yield from self._encode(events[half:])
+            yield from self._encode(events[: count // 2])
+            yield from self._encode(events[count // 2 :])
             return
-        yield part, len(events), arguments
+        assert packed is not None
+        if count == 1:
+            self._check_size(events[0].key, events[0].time, len(packed[0]))
+        yield packed[0], count, packed[1]
+
+    def _looks_too_large(self, events: list[Event]) -> bool:
+        """Whether events are too large for a part if they are as the first one is: plain ones take
+        long, and are not to be packed for nothing."""
+        if self._codec != "plain" or len(events) == 1:
+            return False
+        return len(events) * len(self._packed(events[:1])[0]) > self._part_bytes_max
+
+    def _packed(self, events: list[Event]) -> tuple[bytes, int]:
+        """The events' bytes, and of plain ones how many RESP arguments."""
+        if self._codec == "plain":
+            return plain_part(events, self._layout)
+        return rows_part(events), 0
 
     def _encode_one(self, event: Event) -> tuple[bytes, int]:
         """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
