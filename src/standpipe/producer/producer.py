@@ -38,6 +38,7 @@ from standpipe.limits import (
     BUFFER_EVENTS_MAX,
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
+    HOMES_REMEMBERED_MAX,
     LIMITS_LOOK_MS,
     MEMORY_HEADROOM_PERCENT,
     PART_EVENTS_MAX,
@@ -225,6 +226,8 @@ class Producer:
             definition = self.stream.definition
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
+            self._homes: dict[str | None, int] = {}
+            """The shard of each key that was met: devices repeat themselves."""
             self._layout = definition.layout
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
@@ -522,8 +525,10 @@ class Producer:
                 chunk = events[start : start + step]
                 yield self._buffer.shards[0], chunk, range(start, start + len(chunk))
             return
-        number = {event.key: 0 for event in events}
-        for key in number:
+        number = self._homes
+        if len(number) > HOMES_REMEMBERED_MAX:
+            number.clear()
+        for key in {event.key for event in events} - number.keys():
             number[key] = partition(key, len(self._buffer.shards))
         by_shard: list[list[int]] = [[] for _ in self._buffer.shards]
         for position, event in enumerate(events):
@@ -600,17 +605,22 @@ class Producer:
         if len(shards) == 1:
             yield from self._encode_part(shards[0], table, range(table.num_rows))
             return
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        # Hash each distinct key once, then pick the rows of each shard.
+        # Hash each distinct key once, then bring the rows of each shard together, in their order.
         keys = pc.dictionary_encode(table.column("key").combine_chunks())
         homes = [partition(key, len(shards)) for key in keys.dictionary.to_pylist()]
-        by_shard: list[list[int]] = [[] for _ in shards]
-        for position, index in enumerate(keys.indices.to_pylist()):
-            by_shard[0 if index is None else homes[index]].append(position)
-        for shard, positions in zip(shards, by_shard, strict=True):
-            if positions:
-                yield from self._encode_part(shard, table.take(positions), positions)
+        home = pc.fill_null(pc.take(pa.array(homes, pa.int32()), keys.indices), 0)
+        order = pc.sort_indices(home)
+        together, start = table.take(order), 0
+        counts = {each["values"]: each["counts"] for each in pc.value_counts(home).to_pylist()}
+        for number, shard in enumerate(shards):
+            count = counts.get(number, 0)
+            if count:
+                positions = order.slice(start, count).to_pylist()
+                yield from self._encode_part(shard, together.slice(start, count), positions)
+            start += count
 
     def _encode_part(
         self, shard: Shard, table: pa.Table, positions: Sequence[int]
