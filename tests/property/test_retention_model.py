@@ -283,7 +283,7 @@ def test_nothing_is_lost_uncounted(server: TestServer) -> None:
     """Entries are added, read, acknowledged, claimed, groups come, move and go, limits change: in
     ``block`` nothing goes that anybody waits for, in ``ring`` the counters say for each group how
     many events it has lost; and what nobody waits for does go."""
-    _run(server, 12)
+    _run(server, 25)
 
 
 @pytest.mark.slow
