@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from standpipe.clock import parse_duration
 from standpipe.errors import ConfigError
 from standpipe.limits import (
+    AGE_MS_MIN,
     BLOCK_BYTES_MAX,
     BLOCK_EVENTS_MAX,
     BUFFER_BYTES_MAX,
@@ -270,11 +271,19 @@ class Settings:
         unset="what the stream has; a new one has no limit",
         at_least=STREAM_BYTES_MIN,
     )
+    max_age: int | None = _setting(
+        None,
+        "duration",
+        "How old its entries may be.",
+        unset="what the stream has; a new one keeps any age",
+        at_least=AGE_MS_MIN,
+    )
     when_full: Literal["block", "ring"] | None = _setting(
         None,
         "choice",
-        "What happens when it is full: block lets producers wait, or spool; ring drops the oldest "
-        "entries, read or not, and counts them.",
+        "What happens at these limits: with block what a group has not acknowledged stays, and "
+        "producers wait, or spool; with ring the oldest entries go, read or not, and what each "
+        "group loses is counted.",
         unset="what the stream has; a new one blocks",
         choices=WHEN_FULL,
     )

@@ -109,7 +109,63 @@ STREAM_BYTES_MIN: Final = 64 * 1024
 """The smallest ``max_bytes`` of a shard: an empty stream with a few groups has kilobytes, and a
 shard that can hold no block would never take one."""
 
+LIMITS_LOOK_MS: Final = 2_000
+"""How often a process looks whether the limits of its stream were changed: one GET. So long two
+processes may go by different ones."""
+
+# --- retention -----------------------------------------------------------------------------------
+
+AGE_MS_MIN: Final = 1_000
+"""The smallest ``max_age``: the janitor looks once a second."""
+
+FILL_PERCENT: Final = 90
+"""Up to which share of max_len and max_bytes a stream is filled with entries that everybody has
+acknowledged. What is left is for producers, until the janitor looks again."""
+
+RETAIN_LOOK_MS: Final = 1_000
+RETAIN_LOOK_MS_MIN: Final = 50
+RETAIN_LOOKS_PER_FILL: Final = 4
+"""The janitor looks at a stream after the first, or sooner: so often in the time in which it would
+be full at the present rate, but not more often than after the second. A look costs the server some
+30 µs per shard."""
+
+RETAIN_STEP_ENTRIES: Final = 1_000
+RETAIN_STEP_BYTES: Final = 4 * 1024 * 1024
+"""Entries and bytes that go in one step, during which the server does nothing else: 200 blocks of
+20 kB take it 0.4 to 2.5 ms. As many bytes as one write of a producer may add."""
+
+RETAIN_READ_ENTRIES: Final = 100
+"""Of these, those that are read because a ring counts the events in them: they may be large."""
+
+RETAIN_FIND_MS: Final = 10_000
+"""How often a janitor of all streams looks for new ones: a SCAN of the server."""
+
+RETAIN_RETRY_MS_MAX: Final = 10_000
+"""The longest pause after a failed look."""
+
+RETAIN_COUNT_MAX: Final = 10_000
+"""Entries of a shard that a dry run counts by reading them; above it the number is "at least"."""
+
+MEMORY_WINDOW_MS: Final = 500
+"""Time between the two readings that tell how fast a stream grows."""
+
 # --- producer ------------------------------------------------------------------------------------
+
+MEMORY_HEADROOM_PERCENT: Final = 5
+"""Share of the server's maxmemory that producers leave free: for pending lists, dead letters and
+leases, which a server that is out of memory would refuse as well, and for what the writes of
+several producers add until each has looked again."""
+
+MEMORY_LOOK_MS: Final = 1_000
+MEMORY_LOOKS_PER_FILL: Final = 8
+"""A producer asks for the server's memory after the first, or sooner: so often in the time in which
+it would be full at the present rate, and before it has written such a part of what is free. One
+INFO per look, 30 µs of the server."""
+
+MEMORY_UNLIMITED_LOOK_MS: Final = 10_000
+"""Likewise of a server without maxmemory, or one that evicts: only the configuration can change
+that."""
+
 
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that a producer holds between send() and the acknowledgement; then send() waits."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from standpipe.errors import NotPermittedError, ReplyError, StandpipeError
 from standpipe.event import EventId
-from standpipe.limits import REPORT_TTL_MS
+from standpipe.limits import MEMORY_WINDOW_MS, REPORT_TTL_MS
 from standpipe.stream import Stream
 from standpipe.wire import info_fields
 from standpipe.worker import WorkerReport
@@ -43,6 +45,9 @@ class GroupStatus(msgspec.Struct, frozen=True):
     """Age of the oldest entry that is not acknowledged, ms; 0: all are. None: not to be read."""
     requeued: int | None
     """Dead letters that were put back for this group and wait; None where it may not be read."""
+    lost: int | None = None
+    """Events that the limits have taken from it before it had acknowledged them, since it was first
+    created; None where it may not be read."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -60,7 +65,7 @@ class ShardStatus(msgspec.Struct, frozen=True):
     dead: int
     """Dead letters."""
     trimmed: int | None
-    """Entries that a ring has trimmed to stay within its limits; None where it may not be read."""
+    """Entries that its limits have let go; None where it may not be read."""
     groups: list[GroupStatus]
     added: int | None = None
     """Entries that were ever added; None where the server does not count them (Redis 6.2)."""
@@ -159,7 +164,7 @@ def _read_report(raw: bytes) -> WorkerReport:
 
 async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
     key = stream.keys[shard]
-    info, groups, memory, dead, ringed, cpu = await stream.server.call_many(
+    info, groups, memory, dead, ringed, cpu, lost = await stream.server.call_many(
         [
             ("XINFO", "STREAM", key),
             ("XINFO", "GROUPS", key),
@@ -167,6 +172,7 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
             ("XLEN", stream.dead_key(shard)),
             ("GET", stream.trimmed_key(shard)),
             ("INFO", "cpu"),
+            ("HGETALL", stream.lost_key(shard)),
         ],
         key=key,
     )
@@ -190,11 +196,19 @@ async def _shard_status(stream: Stream, shard: int, now: int) -> ShardStatus:
         dead=dead,
         trimmed=trimmed,
         groups=[
-            await _group_status(stream, shard, found, info_map(group), now) for group in groups
+            _with_lost(await _group_status(stream, shard, found, info_map(group), now), lost)
+            for group in groups
         ],
         added=found.get("entries-added"),
         server_cpu_ms=None if isinstance(cpu, StandpipeError) else _cpu_ms(info_fields(cpu)),
     )
+
+
+def _with_lost(group: GroupStatus, lost: Any) -> GroupStatus:
+    if isinstance(lost, StandpipeError):
+        return group
+    count = int(lost.get(f"group:{group.name}".encode(), 0))
+    return msgspec.structs.replace(group, lost=count)
 
 
 def _cpu_ms(fields: Mapping[str, str]) -> int | None:
@@ -311,3 +325,113 @@ def info_map(reply: Any) -> dict[str, Any]:
 
 def _first_id(entry: Any) -> str | None:
     return None if entry is None else entry[0].decode()
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+class ServerMemory(msgspec.Struct, frozen=True):
+    """The memory of one server that has shards of a stream."""
+
+    shards: list[int]
+    used_bytes: int
+    """As the server counts it against maxmemory."""
+    maxmemory_bytes: int | None
+    """None: no limit but that of the machine."""
+    policy: str
+    """What it does at maxmemory; with anything but ``noeviction`` it deletes, and never refuses."""
+    bytes_per_s: float
+    """How fast it grows, all that is on it; negative: it shrinks."""
+    full_in_ms: int | None
+    """When it is full at this rate, ms; None: never."""
+
+
+class MemoryWatch(msgspec.Struct, frozen=True):
+    """What a stream takes, and how long its servers can go on like this."""
+
+    bytes: int
+    """Of all shards, as MEMORY USAGE estimates it."""
+    bytes_per_s: float
+    """How fast it grows; negative: it shrinks."""
+    limit_in_ms: int | None
+    """When the first shard has reached its part of max_bytes at its rate, ms; None: never."""
+    over_ms: int
+    """Between the two readings."""
+    servers: list[ServerMemory]
+
+
+async def watch_memory(stream: Stream, *, over_ms: int = MEMORY_WINDOW_MS) -> MemoryWatch:
+    """Read a stream's memory twice, and say where it is going.
+
+    Args:
+        stream: The stream, open.
+        over_ms: Time between the two readings, ms.
+
+    Raises:
+        ServerError: a server cannot be reached or refuses.
+
+    Cost: twice per shard MEMORY USAGE, which samples, and INFO.
+    """
+    began = time.monotonic()
+    first = [await _memory(stream, shard) for shard in range(stream.shards)]
+    await asyncio.sleep(over_ms / 1000)
+    last = [await _memory(stream, shard) for shard in range(stream.shards)]
+    seconds = time.monotonic() - began
+    servers: dict[str, ServerMemory] = {}
+    limits: list[int | None] = []
+    for shard, (was, now) in enumerate(zip(first, last, strict=True)):
+        rate = (now.bytes - was.bytes) / seconds
+        limits.append(_reached_in_ms(now.bytes, stream.definition.bytes_max, rate))
+        if now.server in servers:
+            servers[now.server].shards.append(shard)
+            continue
+        rate = (now.used - was.used) / seconds if now.server == was.server else 0.0
+        servers[now.server] = ServerMemory(
+            shards=[shard],
+            used_bytes=now.used,
+            maxmemory_bytes=now.maxmemory,
+            policy=now.policy,
+            bytes_per_s=rate,
+            full_in_ms=_reached_in_ms(now.used, now.maxmemory, rate),
+        )
+    return MemoryWatch(
+        bytes=sum(each.bytes for each in last),
+        bytes_per_s=sum(b.bytes - a.bytes for a, b in zip(first, last, strict=True)) / seconds,
+        limit_in_ms=min((ms for ms in limits if ms is not None), default=None),
+        over_ms=round(seconds * 1000),
+        servers=list(servers.values()),
+    )
+
+
+class _Memory(NamedTuple):
+    """What is read of a shard and its server."""
+
+    bytes: int
+    server: str
+    used: int
+    maxmemory: int | None
+    policy: str
+
+
+async def _memory(stream: Stream, shard: int) -> _Memory:
+    key = stream.keys[shard]
+    size, *replies = await stream.server.call_many(
+        [("MEMORY", "USAGE", key), ("INFO", "server"), ("INFO", "memory")], key=key
+    )
+    for reply in (size, *replies):
+        if isinstance(reply, StandpipeError):
+            raise reply
+    about, memory = map(info_fields, replies)
+    return _Memory(
+        bytes=size or 0,
+        server=about["run_id"],
+        used=int(memory["used_memory"]) - int(memory.get("mem_not_counted_for_evict", 0)),
+        maxmemory=int(memory["maxmemory"]) or None,
+        policy=memory["maxmemory_policy"],
+    )
+
+
+def _reached_in_ms(used: int, limit: int | None, bytes_per_s: float) -> int | None:
+    if limit is None or bytes_per_s <= 0:
+        return None
+    return round(max(0, limit - used) / bytes_per_s * 1000)

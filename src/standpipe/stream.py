@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict, Unpack
 
 import msgspec
 
 from standpipe.codec import PlainLayout, check_codec
 from standpipe.errors import ConfigError, StreamNotFoundError
 from standpipe.keyspace import archived_key, check_stream_name, definition_key, shard_keys, side_key
-from standpipe.limits import SHARDS_MAX, STREAM_BYTES_MIN
-from standpipe.wire import Server
+from standpipe.limits import (
+    AGE_MS_MIN,
+    FILL_PERCENT,
+    PART_EVENTS_MAX,
+    SHARDS_MAX,
+    STREAM_BYTES_MIN,
+)
+from standpipe.wire import Server, script
+
+log: Final = logging.getLogger("standpipe.stream")
 
 _TYPES: Final[Mapping[str, type]] = {
     "float": float,
@@ -20,6 +29,15 @@ _TYPES: Final[Mapping[str, type]] = {
     "bool": bool,
     "bytes": bytes,
 }
+
+
+class Limits(TypedDict, total=False):
+    """Limits of a stream; see :class:`Stream` for each."""
+
+    max_len: int | None
+    max_bytes: int | None
+    max_age_ms: int | None
+    when_full: Literal["block", "ring"]
 
 
 class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -37,6 +55,17 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     max_len: int | None = None
     max_bytes: int | None = None
     when_full: Literal["block", "ring"] = "block"
+    max_age_ms: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What :meth:`Stream.set_limits` may change; all the rest is for the stream's life."""
+        return Limits(
+            max_len=self.max_len,
+            max_bytes=self.max_bytes,
+            max_age_ms=self.max_age_ms,
+            when_full=self.when_full,
+        )
 
     @property
     def layout(self) -> PlainLayout:
@@ -50,12 +79,25 @@ class Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return None if self.max_len is None else -(-self.max_len // self.shards)
 
     @property
+    def spare_entries(self) -> int:
+        """How many of these retention leaves free for producers, and a run of plain events has at
+        most: what needs more would wait for ever where only acknowledged entries are left."""
+        if self.entries_max is None:
+            return PART_EVENTS_MAX
+        share = self.entries_max * (100 - FILL_PERCENT) // 100
+        return max(1, share, min(PART_EVENTS_MAX, self.entries_max // 2))
+
+    @property
+    def bytes_max(self) -> int | None:
+        """What one shard may have of ``max_bytes``."""
+        return None if self.max_bytes is None else -(-self.max_bytes // self.shards)
+
+    @property
     def shard_limits(self) -> str:
         """What the append script takes as the limits of one shard; empty when there are none."""
         if self.max_len is None and self.max_bytes is None:
             return ""
-        bytes_max = -(-(self.max_bytes or 0) // self.shards)
-        return f"{self.when_full} {self.entries_max or 0} {bytes_max}"
+        return f"{self.when_full} {self.entries_max or 0} {self.bytes_max or 0}"
 
 
 class Stream:
@@ -74,8 +116,10 @@ class Stream:
             all limits divided evenly among the shards. None: no limit.
         max_bytes: Bytes that it may take on the server, as MEMORY USAGE estimates them, at least
             STREAM_BYTES_MIN per shard. None: no limit.
-        when_full: ``block``: producers wait, or spool; ``ring``: the oldest entries go, read or
-            not, and are counted (:meth:`trimmed_key`).
+        max_age_ms: How old an entry may be, ms, at least AGE_MS_MIN. None: any age.
+        when_full: ``block``: what a group has not acknowledged stays, whatever the limits say;
+            producers wait, or spool. ``ring``: the oldest entries go, read or not, and what each
+            group loses is counted (:meth:`lost_key`).
 
     Raises:
         ConfigError: a name, a URL or a value that is not allowed; on opening also: the server has
@@ -97,6 +141,7 @@ class Stream:
         max_len: int | None = None,
         max_bytes: int | None = None,
         when_full: Literal["block", "ring"] | None = None,
+        max_age_ms: int | None = None,
     ) -> None:
         self.name: Final = check_stream_name(name, shards or 1)
         if shards is not None and not 1 <= shards <= SHARDS_MAX:
@@ -111,15 +156,18 @@ class Stream:
             "key_field": key_field,
             "time_field": time_field,
             "schema": None if schema is None else _schema_names(schema),
-            "max_len": _at_least("max_len", max_len, shards or 1),
-            "max_bytes": _at_least("max_bytes", max_bytes, STREAM_BYTES_MIN * (shards or 1)),
-            "when_full": None if when_full is None else _check_when_full(when_full),
+            "max_len": max_len,
+            "max_bytes": max_bytes,
+            "max_age_ms": max_age_ms,
+            "when_full": when_full,
         }
         self._asked: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+        _check_limits(Definition(**self._asked))
         self._owns_server = isinstance(url, str)
         self.server: Final = Server(url) if isinstance(url, str) else url
         self._definition: Definition | None = None
         self._keys: tuple[str, ...] = ()
+        self._shard_limits = ""
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -150,13 +198,22 @@ class Stream:
     def shards(self) -> int:
         return len(self.keys)
 
+    @property
+    def shard_limits(self) -> str:
+        """:attr:`Definition.shard_limits`, as they are now: every append asks."""
+        return self._shard_limits
+
     def dead_key(self, shard: int) -> str:
         """The key of a shard's dead letters."""
         return side_key(self.keys[shard], "dead")
 
     def trimmed_key(self, shard: int) -> str:
-        """The key of the number of entries that a ring has trimmed from a shard."""
+        """The key of the number of entries that the limits have let go of a shard."""
         return side_key(self.keys[shard], "trimmed")
+
+    def lost_key(self, shard: int) -> str:
+        """The key of the numbers of events that a ring has lost: ``group:<name>``, ``archive``."""
+        return side_key(self.keys[shard], "lost")
 
     def requeued_key(self, shard: int, group: str) -> str:
         """The key of the dead letters of a shard that were requeued for a group."""
@@ -242,16 +299,93 @@ class Stream:
             if has != value and name != "codec":
                 raise ConfigError(
                     f"stream {self.name!r} has {name} {has!r} on the server, {value!r} was asked",
-                    hint=f"Leave {name} out to use what the server has, or choose another name.",
+                    hint=f"Leave {name} out to use what the server has, "
+                    + (
+                        f"or change it: standpipe stream set {self.name}."
+                        if name in Limits.__annotations__
+                        else "or choose another name."
+                    ),
                 )
         if "codec" in self._asked:
             found = msgspec.structs.replace(found, codec=self._asked["codec"])
-        self._definition = found
+        self._use(found)
         self._keys = shard_keys(self.name, found.shards)
 
+    def _use(self, definition: Definition) -> None:
+        self._definition, self._shard_limits = definition, definition.shard_limits
+
+    # --- limits ----------------------------------------------------------------------------------
+
+    async def set_limits(self, **changes: Unpack[Limits]) -> Definition:
+        """Change limits, for all processes; what is not named stays.
+
+        Args:
+            changes: ``max_len``, ``max_bytes``, ``max_age_ms`` (None: no limit) and ``when_full``,
+                as :class:`Stream` takes them.
+
+        Returns:
+            The definition as it is now.
+
+        Raises:
+            ConfigError: a value that is not allowed.
+            StreamNotFoundError: there is no such stream.
+            ServerError: the server cannot be reached or refuses.
+
+        Delivery:
+            Whoever changes them at the same time changes either what this one has written, or
+            before it. Running producers and janitors go by them within LIMITS_LOOK_MS.
+
+        Cost: GET and a script (GET, SET), again for each change of another process in between.
+        """
+        key = definition_key(self.name)
+        while True:
+            raw: bytes | None = await self.server.call("GET", key, key=key)
+            if raw is None:
+                await self.require()
+            found = msgspec.structs.replace(self._read(raw), **changes)
+            _check_limits(found)
+            wanted = msgspec.json.encode(found)
+            if await self.server.run(script("define"), (key,), raw or b"", wanted):
+                await self.refresh()
+                return found
+
+    async def refresh(self) -> bool:
+        """Go by the limits that the stream has now.
+
+        Returns:
+            Whether they are others than before.
+
+        Raises:
+            ConfigError: it has another definition than this process goes by, not only other limits.
+            ServerError: the server cannot be reached or refuses.
+
+        Cost: GET.
+        """
+        key = definition_key(self.name)
+        raw: bytes | None = await self.server.call("GET", key, key=key)
+        if raw is None:
+            # Nobody has set one, or the server has lost it: a producer gives it back.
+            return False
+        return self._adopt(self._read(raw))
+
+    def _adopt(self, found: Definition) -> bool:
+        """Take over the limits of what the server has; raise if it differs in more than these."""
+        mine = msgspec.structs.replace(self.definition, codec=found.codec, **found.limits)
+        if found != mine:
+            raise ConfigError(
+                f"stream {self.name!r} has another definition on {self.server.address.shown} than "
+                f"this process goes by: {found}, not {mine}",
+                hint="Is it the right server? If the stream was made anew, start again.",
+            )
+        if found.limits == self.definition.limits:
+            return False
+        self._use(msgspec.structs.replace(self.definition, **found.limits))
+        log.info("the limits of stream %s are now %s", self.name, found.limits)
+        return True
+
     async def confirm(self) -> None:
-        """Raise unless the server has the definition that this process goes by; one that has none
-        (it lost its data) is given it again.
+        """Raise unless the server has the definition that this process goes by, but for the limits,
+        which are taken over; one that has none (it lost its data) is given it again.
 
         Raises:
             ConfigError: it has another one.
@@ -259,14 +393,7 @@ class Stream:
         """
         key = definition_key(self.name)
         await self.server.call("SET", key, msgspec.json.encode(self.definition), "NX", key=key)
-        found = self._read(await self.server.call("GET", key, key=key))
-        mine = msgspec.structs.replace(self.definition, codec=found.codec)
-        if found != mine:
-            raise ConfigError(
-                f"stream {self.name!r} has another definition on {self.server.address.shown} than "
-                f"this process goes by: {found}, not {mine}",
-                hint="Is it the right server? If the stream was made anew, start again.",
-            )
+        self._adopt(self._read(await self.server.call("GET", key, key=key)))
 
     async def _require_unused(self) -> None:
         """Refuse to lay several shards beside entries that stand under the name itself."""
@@ -304,16 +431,22 @@ class Stream:
         return f"<Stream {self.name!r} on {self.server.address.shown}>"
 
 
-def _at_least(name: str, value: int | None, least: int) -> int | None:
-    if value is not None and value < least:
-        raise ConfigError(f"{name} is {value}", hint=f"It is at least {least}, over all shards.")
-    return value
+def _check_limits(definition: Definition) -> None:
+    """Refuse limits that no shard could live with.
 
-
-def _check_when_full(value: str) -> str:
-    if value not in ("block", "ring"):
-        raise ConfigError(f"when_full is {value!r}", hint="It is 'block' or 'ring'.")
-    return value
+    Raises:
+        ConfigError: one of them.
+    """
+    shards = definition.shards
+    for name, value, least, unit in (
+        ("max_len", definition.max_len, shards, f"over all {shards} shards"),
+        ("max_bytes", definition.max_bytes, STREAM_BYTES_MIN * shards, f"over all {shards} shards"),
+        ("max_age_ms", definition.max_age_ms, AGE_MS_MIN, "in ms"),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}", hint=f"It is at least {least}, {unit}.")
+    if definition.when_full not in ("block", "ring"):
+        raise ConfigError(f"when_full is {definition.when_full!r}", hint="It is 'block' or 'ring'.")
 
 
 def _schema_names(schema: Mapping[str, type]) -> dict[str, str]:

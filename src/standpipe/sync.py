@@ -120,18 +120,29 @@ class Stream:
         return portal.call(call)
 
     def read(
-        self, *, start: Point = "-", end: Point | None = None, follow: bool = False
+        self,
+        *,
+        start: Point = "-",
+        end: Point | None = None,
+        follow: bool = False,
+        **options: Any,
     ) -> Iterator[Event]:
-        """Events between two points, or from one onwards; see :class:`standpipe.Reader`."""
-        for batch in self.read_batches(start=start, end=end, follow=follow):
+        """Events between two points, or from one onwards, with any other options of
+        :class:`standpipe.Reader`: ``archive``, ``keys``, ``speed``…"""
+        for batch in self.read_batches(start=start, end=end, follow=follow, **options):
             yield from batch
 
     def read_batches(
-        self, *, start: Point = "-", end: Point | None = None, follow: bool = False
+        self,
+        *,
+        start: Point = "-",
+        end: Point | None = None,
+        follow: bool = False,
+        **options: Any,
     ) -> Iterator[Batch]:
         """The same as batches: with event IDs, or as tables."""
         portal, stream, _ = self._running()
-        reading = _Reading(Reader(stream, start=start, end=end, follow=follow))
+        reading = _Reading(Reader(stream, start=start, end=end, follow=follow, **options))
         self._readings.add(reading)
         try:
             while True:

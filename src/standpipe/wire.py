@@ -22,7 +22,7 @@ import asyncio
 import hashlib
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, cast
@@ -72,13 +72,14 @@ from standpipe.errors import (
     WrongTypeError,
 )
 from standpipe.forks import forks, require_same_process
-from standpipe.keyspace import slot
+from standpipe.keyspace import shard_keys, slot
 from standpipe.limits import (
     CONNECT_MS_MAX,
     KEEPALIVE_IDLE_S,
     KEEPALIVE_INTERVAL_S,
     KEEPALIVE_PROBES_MAX,
     REPLY_MS_MAX,
+    SHARDS_MAX,
     SOCKET_READ_BYTES,
 )
 
@@ -211,11 +212,17 @@ class Script(NamedTuple):
 @cache
 def script(name: str) -> Script:
     """The script in ``lua/<name>.lua``."""
-    text = (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8")
-    # Comments are for readers of the file; the server keeps and hashes what is left.
-    lines = (line for line in text.splitlines() if line and not line.lstrip().startswith("--"))
-    body = "\n".join(lines)
+    body = "\n".join(_lua_lines(name))
     return Script(name, body, hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest())
+
+
+def _lua_lines(name: str) -> Iterator[str]:
+    for line in (files("standpipe") / "lua" / f"{name}.lua").read_text("utf-8").splitlines():
+        if line.lstrip().startswith("-- include "):
+            yield from _lua_lines(line.split()[2])
+        # Comments are for readers of the file; the server keeps and hashes what is left.
+        elif line and not line.lstrip().startswith("--"):
+            yield line
 
 
 # --- one connection ------------------------------------------------------------------------------
@@ -657,6 +664,32 @@ class Server:
                 await link.close()
             link = self._shared[node] = await self.link(key)
         return link
+
+    async def scan(self, pattern: str) -> list[bytes]:
+        """The keys that match a pattern, on all primaries; those added meanwhile may be missing.
+
+        Raises:
+            ServerError: a server cannot be reached or refuses.
+
+        Cost: SCAN over all keys, a thousand at a time.
+        """
+        keys = {"": ""}
+        if self.is_cluster:
+            nodes = await self._topology()
+            # A key of each primary, by which a link to it is found.
+            spread = shard_keys("any", SHARDS_MAX)
+            keys = {nodes.get_node_from_slot(slot(key)).name: key for key in spread}
+        found: set[bytes] = set()
+        for key in keys.values():
+            link, cursor = await self.link(key), None
+            try:
+                while cursor != b"0":
+                    command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
+                    cursor, page = await link.call(*command)
+                    found.update(page)
+            finally:
+                await link.close()
+        return sorted(found)
 
     async def capabilities(self, key: str) -> frozenset[str]:
         """What this server can do beyond Redis 6.2, probed rather than read off its version.

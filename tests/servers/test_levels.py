@@ -319,9 +319,11 @@ async def test_each_reply_counts_without_idempotence(own_server: OwnServer) -> N
     server refuses none because of another, and none of those that it has is sent again."""
     server = own_server("valkey-9.1")
     async with (
-        Stream("power", server.url, codec="plain", max_len=5) as stream,
+        Stream("power", server.url, codec="plain", max_len=8) as stream,
         Producer(stream, idempotent=False, block_events_max=3, deadline_ms=300) as producer,
     ):
+        for n in range(3):
+            await stream.server.call("XADD", "power", "*", "n", n, key="power")
         # Three fit, three more do not, and two do: the second block alone is refused.
         first, second = make_events(6)[:3], make_events(6)[3:]
         receipts = [await producer.send_many(first), await producer.send_many(second)]
@@ -332,4 +334,4 @@ async def test_each_reply_counts_without_idempotence(own_server: OwnServer) -> N
         await third
         with pytest.raises(StreamFullError):
             await receipts[1]
-        assert await numbers_at(stream.server, "power") == [0, 1, 2, 6, 7]
+        assert await numbers_at(stream.server, "power") == [0, 1, 2, 0, 1, 2, 6, 7]

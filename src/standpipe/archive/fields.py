@@ -581,15 +581,31 @@ def spec_type(spec: FieldSpec) -> pa.DataType:
     return pa.float64() if spec.kind == "number" else arrow_types()[spec.kind]
 
 
-def as_type(array: pa.ChunkedArray, own: FieldSpec, wanted: FieldSpec) -> pa.ChunkedArray:
-    """A file's column as the column of several files."""
+def as_type(
+    array: pa.ChunkedArray,
+    own: FieldSpec,
+    wanted: FieldSpec,
+    *,
+    name: str = "",
+    marks: pa.ChunkedArray | None = None,
+) -> pa.ChunkedArray:
+    """A column of a field as the column of several files or tables.
+
+    Of a file's column ``marks`` say what its cells cannot about the field ``name``.
+    """
     import pyarrow as pa
 
     type_ = spec_type(wanted)
     if array.type == type_:
         return array
     if wanted.kind in ("text", "bytes") and own.kind in ("int", "float", "float32", "number"):
-        texts = [None if v is None else text_of(v) for v in exact_values(array, own)]
+        values = exact_values(array, own)
+        if own.kind == "number" and marks is not None:
+            for at, text in enumerate(marks.to_pylist()):
+                mark = None if text is None else json.loads(text).get(name)
+                if mark in ("int", "float"):
+                    values[at] = value_of(mark, values[at])
+        texts = [None if value is None else text_of(value) for value in values]
         return pa.chunked_array([pa.array(texts, type_)])
     # Through text: there is no way from a bool straight to bytes.
     return array.cast(pa.string()).cast(type_) if own.kind == "bool" else array.cast(type_)

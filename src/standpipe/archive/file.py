@@ -402,7 +402,8 @@ class ArchivedTable:
             if own is None or own.kind == "null":
                 columns[column] = pa.chunked_array([pa.nulls(len(rows), spec_type(wanted))])
             else:
-                columns[column] = as_type(rows.column(column), own, wanted)
+                found = rows.column(column)
+                columns[column] = as_type(found, own, wanted, name=name, marks=rows.column("marks"))
         return pa.table(columns)
 
     def events(self) -> list[Event]:

@@ -21,9 +21,11 @@ from standpipe.cli import (
     pending,
     provision,
     replay,
+    retain,
     send,
     spool,
     status,
+    stream,
     tail,
     up,
     version,
@@ -100,6 +102,12 @@ app.command(
     short_help="A deployment's files: written, put in place, compared.",
     epilog=provision.EXAMPLE,
 )(provision.provision)
+app.add_typer(stream.app, name="stream", short_help="A stream's definition and its limits.")
+app.command(
+    "retain",
+    short_help="Keep streams within their limits; say what holds them.",
+    epilog=retain.EXAMPLE,
+)(retain.retain)
 app.add_typer(dead.app, name="dead", short_help="Dead letters: list, show, requeue, purge.")
 spools = typer.Typer(
     help="What waits in a producer's spool, whether it is sound, and sending it.",

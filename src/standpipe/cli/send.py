@@ -102,6 +102,7 @@ def send(
     ] = None,
     max_len: Annotated[int | None, typer.Option(help="Entries of a new stream, at most.")] = None,
     max_bytes: Annotated[str | None, typer.Option(help="Bytes of a new stream, at most.")] = None,
+    max_age: Annotated[str | None, typer.Option(help="Age of its entries, at most: 7d.")] = None,
     when_full: Annotated[
         str | None, typer.Option(help="block, or ring: a new stream drops its oldest then.")
     ] = None,
@@ -150,6 +151,7 @@ def send(
         codec=codec,
         max_len=max_len,
         max_bytes=max_bytes,
+        max_age=max_age,
         when_full=when_full,
         event_bytes_max=event_bytes_max,
         block_events_max=block_events_max,
@@ -183,6 +185,7 @@ def send(
             codec=settings.codec,
             max_len=settings.max_len,
             max_bytes=settings.max_bytes,
+            max_age_ms=settings.max_age,
             when_full=settings.when_full,
         )
         # The producer opens the stream: with a spool it can do so while the server is away.

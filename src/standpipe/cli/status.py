@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from standpipe.cli.memory import memory_lines, memory_of
 from standpipe.cli.running import (
     Json,
     StreamName,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from standpipe.advice import Judgement, Trend
-    from standpipe.observe import GroupStatus, StreamStatus
+    from standpipe.observe import GroupStatus, MemoryWatch, StreamStatus
     from standpipe.stream import Stream
 
 _TEXTS = ("key", "group", "consumers", "worker", "process", "handler")
@@ -64,7 +65,8 @@ def status(
             if watch:
                 await _watch(opened, window_ms / 1000, as_json=as_json)
             else:
-                _show(await _read(opened, window_ms / 1000), as_json=as_json)
+                readings = await _read(opened, window_ms / 1000)
+                _show(readings, await memory_of(opened), as_json=as_json)
 
     run_async(read())
 
@@ -108,42 +110,44 @@ async def _watch(stream: Stream, window_s: float, *, as_json: bool) -> None:
     ):
         while not stopped.is_set():
             readings.append(await stream_status(stream))
+            memory = await memory_of(stream)
             if live is None:
-                _show(list(readings), as_json=as_json)
+                _show(list(readings), memory, as_json=as_json)
             else:
-                live.update(Group(*_rendered(list(readings))), refresh=True)
+                live.update(Group(*_rendered(list(readings), memory)), refresh=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(window_s):
                     await stopped.wait()
 
 
-def _show(readings: Sequence[StreamStatus], *, as_json: bool) -> None:
+def _show(readings: Sequence[StreamStatus], memory: MemoryWatch | None, *, as_json: bool) -> None:
     if as_json:
-        print_json(_facts(readings))
+        print_json(_facts(readings, memory))
         return
     from standpipe.cli.tables import console
 
-    console().print(*_rendered(readings), sep="\n")
+    console().print(*_rendered(readings, memory), sep="\n")
 
 
-def _facts(readings: Sequence[StreamStatus]) -> dict[str, Any]:
+def _facts(readings: Sequence[StreamStatus], memory: MemoryWatch | None) -> dict[str, Any]:
     import msgspec
 
     from standpipe.advice import judge
 
-    return msgspec.to_builtins(readings[-1]) | {"groups": msgspec.to_builtins(judge(readings))}
+    more = {"groups": judge(readings), "memory": memory}
+    return msgspec.to_builtins(readings[-1]) | msgspec.to_builtins(more)
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _rendered(readings: Sequence[StreamStatus]) -> list[RenderableType]:
+def _rendered(readings: Sequence[StreamStatus], memory: MemoryWatch | None) -> list[RenderableType]:
     from rich.text import Text
 
     from standpipe.advice import judge
 
     status = readings[-1]
-    parts: list[RenderableType] = [_shards(status)]
+    parts: list[RenderableType] = [_shards(status), *memory_lines(memory)]
     groups = _groups(status)
     if not groups.row_count:
         return [*parts, "no consumer groups"]
@@ -204,7 +208,7 @@ def _shards(status: StreamStatus) -> Table:
         "shard", "key", "entries", "oldest", "newest", "memory", "dead",
         texts=_TEXTS,
     )  # fmt: skip
-    # Only a ring trims, so only a ring needs the column.
+    # Only a stream with limits is trimmed, so only there the column is needed.
     is_ring = any(shard.trimmed for shard in status.shards)
     if is_ring:
         add_columns(table, "trimmed")
@@ -223,13 +227,16 @@ def _shards(status: StreamStatus) -> Table:
 
 
 def _groups(status: StreamStatus) -> Table:
-    from standpipe.cli.tables import new_table, number_or_unknown
+    from standpipe.cli.tables import add_columns, new_table, number_or_unknown
 
     table = new_table(
         "groups",
         "group", "shard", "lag", "pending", "oldest pending", "requeued", "consumers",
         texts=_TEXTS,
     )  # fmt: skip
+    is_lossy = any(group.lost for shard in status.shards for group in shard.groups)
+    if is_lossy:
+        add_columns(table, "lost events")
     for shard in status.shards:
         for group in shard.groups:
             table.add_row(
@@ -240,6 +247,7 @@ def _groups(status: StreamStatus) -> Table:
                 _age(group.oldest_pending_ms),
                 number_or_unknown(group.requeued),
                 _consumers(group),
+                *([number_or_unknown(group.lost)] if is_lossy else []),
             )
     return table
 

@@ -45,6 +45,10 @@ def up(
     fsync: Annotated[
         str, typer.Option("--fsync", help="When writes reach the disk: everysec, always or no.")
     ] = "everysec",
+    retain: Annotated[
+        bool,
+        typer.Option("--retain/--no-retain", help="Also keep the streams within their limits."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Run a Valkey server here until SIGTERM or Ctrl-C; its data stays in the folder.
@@ -54,7 +58,9 @@ def up(
     import asyncio
 
     from standpipe.errors import ConfigError
+    from standpipe.retention import Janitors
     from standpipe.server.embedded import EmbeddedServer
+    from standpipe.wire import Server
 
     if fsync not in ("always", "everysec", "no"):
         raise ConfigError(f"--fsync is {fsync!r}", hint="It is everysec, always or no.")
@@ -79,6 +85,8 @@ def up(
             typer.echo("stop with Ctrl-C; the data stays")
         stopped = asyncio.Event()
         on_stop_signals(stopped.set)
+        wire = Server(server.url, name="standpipe-up")
+        retaining = asyncio.create_task(Janitors(wire).run() if retain else asyncio.sleep(0))
         watching = asyncio.create_task(server.supervise())
         waiting = asyncio.create_task(stopped.wait())
         try:
@@ -86,9 +94,10 @@ def up(
             if watching.done():
                 watching.result()
         finally:
-            watching.cancel()
-            waiting.cancel()
-            await asyncio.gather(watching, waiting, return_exceptions=True)
+            for task in (retaining, watching, waiting):
+                task.cancel()
+            await asyncio.gather(retaining, watching, waiting, return_exceptions=True)
+            await wire.close()
             await server.stop()
         if not as_json:
             typer.echo("stopped")

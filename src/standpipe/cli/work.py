@@ -100,6 +100,12 @@ def work(
         str | None, typer.Option(help="With --ordered: a dead worker's shards go on after so long.")
     ] = None,
     drain_ms_max: Annotated[str | None, typer.Option(help="Wait so long for handlers.")] = None,
+    retain: Annotated[
+        bool,
+        typer.Option(
+            "--retain/--no-retain", help="Also keep the stream within its limits, if nobody does."
+        ),
+    ] = True,
     url: Url = None,
     as_json: Json = False,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -155,6 +161,7 @@ def work(
                 drain_ms_max=settings.drain_ms_max,
                 ordered=ordered,
                 lease_ms=settings.lease_ms,
+                retain=retain,
             )
             (worker.batch if wants_batch else worker.each)(function, ack=ack_mode)
             on_stop_signals(worker.stop)

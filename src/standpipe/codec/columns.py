@@ -34,7 +34,7 @@ def encode_columns(table: pa.Table, *, compress: bool = True) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return pack(sink.getvalue().to_pybytes(), compress, COLUMNS_ZSTD_LEVEL)
+    return pack(memoryview(sink.getvalue()), compress, COLUMNS_ZSTD_LEVEL)
 
 
 class ColumnsEntry(Block):

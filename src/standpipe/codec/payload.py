@@ -44,15 +44,16 @@ class _Zstd(threading.local):
 _zstd: Final = _Zstd()
 
 
-def pack(payload: bytes, compress: bool, level: int) -> bytes:
+def pack(payload: bytes | memoryview, compress: bool, level: int) -> bytes:
     """The payload, or the zstd frame that holds it where that is smaller."""
-    if not compress or len(payload) < COMPRESS_BYTES_MIN:
-        return payload
+    size = len(payload)
+    if not compress or size < COMPRESS_BYTES_MIN:
+        return bytes(payload)
     compressor = _zstd.compressors.get(level)
     if compressor is None:
         compressor = _zstd.compressors[level] = zstandard.ZstdCompressor(level=level)
     smaller = compressor.compress(payload)
-    return smaller if len(smaller) < len(payload) else payload
+    return smaller if len(smaller) < size else bytes(payload)
 
 
 def unpack(payload: bytes) -> bytes:

@@ -2,7 +2,9 @@
 --
 -- KEYS[1]  the shard (a stream)
 -- KEYS[2]  what the server remembers of this producer on this shard (a string)
--- KEYS[3]  of a ring: how many entries were trimmed from the shard to make room (a number)
+-- KEYS[3]  of a ring: how many entries were trimmed from the shard (a number)
+-- KEYS[4]  of a ring: how many events each group has lost by that (a hash)
+-- KEYS[5]  of a ring: the archive's cursor
 -- ARGV[1]  sequence number of this block, from 1; '' switches the check off
 -- ARGV[2]  floor: every block up to this number is settled at the producer, so it is never sent again
 -- ARGV[3]  the last number that this server has acknowledged to the producer
@@ -22,9 +24,11 @@
 --          Error SPORDER when an earlier block of this producer is still missing: send that first.
 --          Error SPFULL when the shard is full and is to block.
 -- Full     when the entries would pass their limit, or the bytes have reached theirs. 'block' refuses
---          then; 'ring' trims the oldest entries first, whole nodes of the stream at a time (~).
+--          then; 'ring' lets the oldest entries go first, at most 100 more than are added: after a
+--          limit was lowered it takes several appends, or retain.lua, to get there.
 -- Cost     O(1) per block, O(events) for plain ones. GET, XADD (per event when plain), SET; for a
---          producer's first block one SET more; with limits XLEN, MEMORY USAGE (it samples), XTRIM.
+--          producer's first block one SET more; with limits XLEN, MEMORY USAGE (it samples); of a
+--          full ring what lose.lua says.
 -- Atomic   The server runs scripts alone, and refuses for lack of memory before the first write,
 --          so either everything here has happened or nothing. An ACL refuses command by command:
 --          the first SET asks it before anything is appended.
@@ -64,7 +68,11 @@ if ARGV[5] ~= '' then
   local length = redis.call('XLEN', KEYS[1])
   local used = bytes_max > 0 and redis.call('MEMORY', 'USAGE', KEYS[1]) or 0
   local room = math.huge
-  if entries_max > 0 then room = entries_max - adds end
+  if entries_max > 0 then
+    -- Producers make no runs above half of it. One that was made before the limit was lowered
+    -- would never fit where retain.lua leaves just that much free.
+    room = entries_max - math.min(adds, math.max(1, math.floor(entries_max / 2)))
+  end
   -- In proportion: entries are of about the same size, and later appends trim what is still above.
   if bytes_max > 0 and used >= bytes_max then
     room = math.min(room, math.floor(length * bytes_max / used) - 1)
@@ -74,10 +82,9 @@ if ARGV[5] ~= '' then
       return redis.error_reply('SPFULL the shard has ' .. length .. ' entries and ' .. used ..
         ' bytes; at most (0: any) ' .. entries_max .. ' and ' .. bytes_max)
     end
-    -- Asked of the ACL before anything goes: nothing is trimmed that cannot be counted.
-    redis.call('INCRBY', KEYS[3], 0)
-    local trimmed = redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', math.max(room, 0))
-    redis.call('INCRBY', KEYS[3], trimmed)
+    local trimmed_key, lost_key, archived_key = KEYS[3], KEYS[4], KEYS[5]
+    -- include lose
+    lose('+', math.min(length - math.max(room, 0), adds + 100))
   end
 end
 

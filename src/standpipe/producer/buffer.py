@@ -18,7 +18,7 @@ from standpipe.errors import (
     UnknownOutcomeError,
 )
 from standpipe.forks import forks, require_same_process
-from standpipe.keyspace import side_key
+from standpipe.keyspace import archived_key, side_key
 from standpipe.limits import FAILED_BLOCKS_MAX
 from standpipe.policy import backoff_ms
 from standpipe.producer.block import BLOCK_OVERHEAD_BYTES, Block
@@ -77,10 +77,10 @@ class Shard:
         "key",
         "paused_until",
         "queue",
+        "ring_keys",
         "sequence",
         "sequence_key",
         "spooled",
-        "trimmed_key",
         "trouble_since",
         "wake",
     )
@@ -88,7 +88,8 @@ class Shard:
     def __init__(self, key: str, producer_id: str) -> None:
         self.key = key
         self.sequence_key = side_key(key, f"seq:{producer_id}")
-        self.trimmed_key = side_key(key, "trimmed")
+        self.ring_keys = (side_key(key, "trimmed"), side_key(key, "lost"), archived_key(key))
+        """What the append script needs besides where the stream is a ring."""
         self.queue: deque[Block] = deque()
         self.drain: deque[Block] = deque()
         """The oldest blocks of the spool, brought back to be written; all of one producer id."""
@@ -166,7 +167,7 @@ class Buffer:
         self._bytes_max = bytes_max
         self._events_max = events_max
         self._block_bytes_max = block_bytes_max
-        self._block_events_max = block_events_max
+        self.block_events_max = block_events_max
         self._deadline_ms = deadline_ms
         self._on_failed = on_failed
         self._producer_id = producer_id
@@ -251,7 +252,7 @@ class Buffer:
             or block.sequence  # It has been written already.
             or block.mark != mark
             or block.payload is not None
-            or block.count + count > self._block_events_max
+            or block.count + count > self.block_events_max
             or block.size + len(part) > self._block_bytes_max
         ):
             block = self._new_block(shard, mark)

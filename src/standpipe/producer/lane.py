@@ -19,21 +19,28 @@ from standpipe.errors import (
     ReplyError,
     ScriptMissingError,
     SequenceError,
+    ServerNearlyFullError,
     SlotMovedError,
     StandpipeError,
+    StreamFullError,
 )
 from standpipe.keyspace import side_key
 from standpipe.limits import CONFIRM_MS_MAX, REFUSALS_MAX, WRITE_BLOCKS_MAX, WRITE_BYTES_MAX
 from standpipe.producer.block import Block
 from standpipe.producer.buffer import Buffer, Shard
+from standpipe.producer.headroom import Headroom
 from standpipe.producer.level import Level
 from standpipe.producer.overflow import Overflow
-from standpipe.wire import Link, Server, script
+from standpipe.stream import Stream
+from standpipe.wire import Link, script
 
 log: Final = logging.getLogger("standpipe.producer")
 
 _ASK_ANOTHER: Final = (ReadOnlyServerError, PrimaryDownError, ClusterDownError, SlotMovedError)
 """Replies that say that another node may be the one to write to."""
+
+_FULL: Final = (StreamFullError, ServerNearlyFullError)
+"""What ends when groups catch up."""
 
 Trouble = dict[Shard, StandpipeError]
 
@@ -45,8 +52,8 @@ class Way(NamedTuple):
     compress: bool
     sequence_ttl_ms: int
     """How long the server remembers the producer's numbers."""
-    limits: str
-    """Of a shard, as the append script takes them."""
+    headroom_percent: int
+    """Share of the server's maxmemory that is left free."""
 
 
 class Lane:
@@ -55,7 +62,7 @@ class Lane:
     Args:
         buffer: The producer's.
         shards: Those that go over this connection.
-        server: Where to.
+        stream: Where to.
         way: How blocks are written.
         on_connected: Called with each new connection, and a shard, before anything is written to
             it; says what level the server gives.
@@ -67,7 +74,7 @@ class Lane:
         self,
         buffer: Buffer,
         shards: list[Shard],
-        server: Server,
+        stream: Stream,
         way: Way,
         *,
         on_connected: Callable[[Link, str], Awaitable[Level]],
@@ -76,7 +83,8 @@ class Lane:
     ) -> None:
         self._buffer = buffer
         self._shards = shards
-        self._server = server
+        self._stream = stream
+        self._server = stream.server
         self._way = way
         self._on_connected = on_connected
         self._on_forgotten = on_forgotten
@@ -88,6 +96,7 @@ class Lane:
         self._link: Link | None = None
         self._connections = 0
         self._level = Level()
+        self._headroom = Headroom(way.headroom_percent)
         self._runner: asyncio.Task[None] | None = None
         self._script = script("append")
 
@@ -186,8 +195,10 @@ class Lane:
         self._buffer.stats.retries += 1
         wait_ms = max(shard.fail_once(began, error) for shard, error in trouble.items())
         shard, error = next(iter(trouble.items()))
-        # Ever more rarely: an outage of a day is not worth 40,000 lines.
-        if shard.attempt & (shard.attempt - 1) == 0:
+        # Ever more rarely: an outage of a day is not worth 40,000 lines. And being full for a
+        # moment is how a producer that is faster than its groups waits for them.
+        is_news = shard.attempt >= 4 or not isinstance(error, _FULL)
+        if shard.attempt & (shard.attempt - 1) == 0 and is_news:
             log.warning("%s; trying again in %d ms (%s)", error, wait_ms, error.hint)
         if self._overflow is None:
             self._give_up_late(trouble)
@@ -208,6 +219,7 @@ class Lane:
         """One exchange. Settles what it can; returns what calls for another try, by shard."""
         try:
             link = await self.connect()
+            written = self._fitting(written, await self._headroom.room(link))
         except StandpipeError as error:
             if error.retryable or self._overflow is not None:
                 return {shard: error for shard in self._shards if shard.queue or shard.spooled}
@@ -216,11 +228,12 @@ class Lane:
         appends = [chunk for shard, block in written for chunk in self._pack(link, shard, block)]
         confirms, wait_ms = self._confirms(written)
         deadline_ms = link.reply_ms_max + wait_ms * len(confirms)
-        count = len(written) + len(confirms)
+        watch = self._headroom.write(sum(block.wire_bytes for _, block in written))
+        count = len(written) + len(confirms) + len(watch)
         replies: list[Any] = []
         try:
             await link.exchange(
-                [*appends, *confirms], count, reply_ms_max=deadline_ms, into=replies
+                [*appends, *confirms, *watch], count, reply_ms_max=deadline_ms, into=replies
             )
         except StandpipeError as error:
             # At a higher level than memory a reply to an append is no acknowledgement yet.
@@ -234,6 +247,10 @@ class Lane:
             for _, block in written:
                 block.is_uncertain = True
             raise
+        if watch:
+            # Near the limit the next write is held, not this one.
+            with contextlib.suppress(ServerNearlyFullError):
+                self._headroom.saw(replies.pop(), link.where)
         short = self._level.shortfall(replies[len(written) :], link.where) if confirms else None
         trouble = await self._settle(written, replies, short)
         if self._is_forgotten:
@@ -248,6 +265,16 @@ class Lane:
             if self._server.is_cluster:
                 await self._server.refresh()
         return trouble
+
+    def _fitting(
+        self, written: list[tuple[Shard, Block]], room: float
+    ) -> list[tuple[Shard, Block]]:
+        """The first of them, at least one: as many as go into so many bytes."""
+        for count, (_, block) in enumerate(written):
+            room -= block.size
+            if count and room < 0:
+                return written[:count]
+        return written
 
     def _confirms(self, written: list[tuple[Shard, Block]]) -> tuple[list[bytes], int]:
         """What is to be asked behind the appends, and how long each answer may take, ms."""
@@ -336,10 +363,12 @@ class Lane:
         elif self._way.idempotent:
             numbers = (block.sequence, floor, shard.acknowledged)
         keys = [shard.key, sequence_key]
-        if self._way.limits.startswith("ring"):
+        # As they are now: they may be changed at any time.
+        limits = self._stream.shard_limits
+        if limits.startswith("ring"):
             # Only then: a key that is not there makes a cluster refuse while the slot moves.
-            keys.append(shard.trimmed_key)
-        fixed = (*numbers, self._way.sequence_ttl_ms, self._way.limits, block.mark, block.count)
+            keys += shard.ring_keys
+        fixed = (*numbers, self._way.sequence_ttl_ms, limits, block.mark, block.count)
         payload = block.seal(compress=self._way.compress)
         if block.mark:
             return (self._script.pack(keys, *fixed, payload, whole=whole),)

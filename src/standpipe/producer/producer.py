@@ -38,6 +38,8 @@ from standpipe.limits import (
     BUFFER_EVENTS_MAX,
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
+    LIMITS_LOOK_MS,
+    MEMORY_HEADROOM_PERCENT,
     PART_EVENTS_MAX,
     SEND_DEADLINE_MS,
     SEQUENCE_TTL_MS,
@@ -84,6 +86,8 @@ class Producer:
             both: ``fsync,replicas=2``. docs/producer.md says what each can still lose.
         idempotent: Whether the server checks numbers, so that a block sent again is added once.
             Without, a block whose reply is lost fails with UnknownOutcomeError.
+        memory_headroom_percent: Share of the server's maxmemory that stays free: nearer to it,
+            sending waits, or spools. 0: until the server refuses.
         spool: A file on a local disk, of this producer alone, that takes what the server has not
             taken for SPOOL_AFTER_MS (or ``deadline_ms``, if that is less); None: no spool.
         spool_bytes_max: Bytes that it may take there.
@@ -122,6 +126,7 @@ class Producer:
         compress: bool = True,
         acknowledge: str = "memory",
         idempotent: bool = True,
+        memory_headroom_percent: int = MEMORY_HEADROOM_PERCENT,
         spool: Path | str | None = None,
         spool_bytes_max: int = SPOOL_BYTES_MAX,
         on_failed: Callable[[list[Event], StandpipeError], object] | None = None,
@@ -140,6 +145,10 @@ class Producer:
         ):
             if value < 1:
                 raise ConfigError(f"{name} is {value}", hint="It is at least 1.")
+        if not 0 <= memory_headroom_percent < 100:
+            raise ConfigError(
+                f"memory_headroom_percent is {memory_headroom_percent}", hint="It is 0 to 99."
+            )
         if spool is not None and not idempotent:
             raise ConfigError(
                 "a spool was given to a producer that is not idempotent",
@@ -157,6 +166,7 @@ class Producer:
         self._compress = compress
         self._level = Level.parse(acknowledge)
         self._idempotent = idempotent
+        self._headroom_percent = memory_headroom_percent
         self._spool_path = spool
         self._spool_bytes_max = spool_bytes_max
         self._spool_after_ms = min(SPOOL_AFTER_MS, deadline_ms)
@@ -178,6 +188,7 @@ class Producer:
         self._buffer = self._new_buffer(())
         self._buffer.close()
         self._lanes: list[Lane] = []
+        self._watching: asyncio.Task[None] | None = None
         self._spool: Spool | None = None
         self._overflow: Overflow | None = None
         self._turn = asyncio.Lock()
@@ -215,10 +226,6 @@ class Producer:
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
             self._layout = definition.layout
-            if self._codec == "plain":
-                # A run with more entries than the stream may have could never be added.
-                entries_max = definition.entries_max or PART_EVENTS_MAX
-                self._block_events_max = min(self._block_events_max, PART_EVENTS_MAX, entries_max)
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
                 self._overflow = await asyncio.to_thread(self._bound, self._spool, buffer)
@@ -230,6 +237,29 @@ class Producer:
         for lane in self._lanes:
             lane.start()
         self._buffer = buffer
+        self._fit_runs()
+        self._watching = asyncio.create_task(self._watch_limits(), name="standpipe-limits")
+
+    def _fit_runs(self) -> None:
+        """Make runs of plain events small enough for the stream's limit."""
+        events = self._block_events_max
+        if self._codec == "plain":
+            events = min(events, PART_EVENTS_MAX, self.stream.definition.spare_entries)
+        self._buffer.block_events_max = events
+
+    async def _watch_limits(self) -> None:
+        """Go by the limits that the stream has, whoever changes them."""
+        said = ""
+        while True:
+            await asyncio.sleep(LIMITS_LOOK_MS / 1000)
+            try:
+                if await self.stream.refresh():
+                    self._fit_runs()
+                said = ""
+            except StandpipeError as error:
+                if not error.retryable and str(error) != said:
+                    log.error("%s; the limits stay as they are (%s)", error, error.hint)
+                    said = str(error)
 
     async def _open_spool(self) -> None:
         if self._spool_path is not None:
@@ -266,7 +296,7 @@ class Producer:
             idempotent=self._idempotent,
             compress=self._compress,
             sequence_ttl_ms=self._sequence_ttl_ms,
-            limits=self.stream.definition.shard_limits,
+            headroom_percent=self._headroom_percent,
         )
         # In a cluster the shards' slots move between nodes one by one: each has its own connection.
         groups = [[shard] for shard in buffer.shards] if server.is_cluster else [buffer.shards]
@@ -274,7 +304,7 @@ class Producer:
             Lane(
                 buffer,
                 group,
-                server,
+                self.stream,
                 way,
                 on_connected=self._on_connected,
                 on_forgotten=self._on_forgotten,
@@ -337,6 +367,10 @@ class Producer:
         lanes, self._lanes = self._lanes, []
         overflow, self._overflow = self._overflow, None
         spool, self._spool = self._spool, None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
         try:
             for lane in lanes:
                 await lane.stop()
@@ -406,7 +440,7 @@ class Producer:
         elif not self._buffer.has_room(len(part), 1):
             await self._buffer.wait_for_room(len(part), 1)
         block = self._buffer.add(shard, self._mark, part, 1, arguments)
-        if block.count >= self._block_events_max:
+        if block.count >= self._buffer.block_events_max:
             # A loop of sends that never waits would keep the writer from running.
             await asyncio.sleep(0)
         return Receipt(block, block.count - 1)
@@ -480,7 +514,7 @@ class Producer:
 
     def _split(self, events: list[Event]) -> Iterable[tuple[Shard, list[Event], Sequence[int]]]:
         """The events by shard, cut to parts of blocks, with their positions in the list."""
-        step = self._block_events_max
+        step = self._buffer.block_events_max
         if self._codec != "columns":
             step = min(step, PART_EVENTS_MAX)
         if len(self._buffer.shards) == 1:
@@ -594,12 +628,18 @@ class Producer:
 
         texts = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
         fixed = 0
-        sizes = pa.scalar(0, pa.int64())
+        lengths: list[Any] = []
         for column in table.columns:
             if column.type in texts:
-                sizes = pc.add(sizes, pc.fill_null(pc.binary_length(column), 0))
+                lengths.append(pc.binary_length(column))
             elif not pa.types.is_null(column.type):
                 fixed += (column.type.bit_width + 7) // 8
+        # The longest of each column together are mostly small enough.
+        if fixed + sum(pc.max(each).as_py() or 0 for each in lengths) <= self._event_bytes_max:
+            return
+        sizes = pa.scalar(0, pa.int64())
+        for each in lengths:
+            sizes = pc.add(sizes, pc.fill_null(each, 0))
         sizes = pc.add(sizes, fixed)
         largest = pc.max(sizes).as_py()
         if largest is not None and largest > self._event_bytes_max:

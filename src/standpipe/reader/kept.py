@@ -133,9 +133,11 @@ class Track:
             return None
         if kept.newest <= reached:
             return kept.added
-        if kept.deleted is not None and kept.deleted > reached:
+        if not is_trimmed:
             return None
-        if is_trimmed and kept.first is not None and kept.first <= reached:
-            there = sum(entry >= kept.first for entry in page)
-            return kept.added - (kept.length - there)
-        return None
+        if kept.first is not None and kept.deleted is not None and kept.deleted > kept.first:
+            # One is missing somewhere in what is there.
+            return None
+        # All that is there now was added last, and begins in the page or behind it.
+        there = 0 if kept.first is None else sum(entry >= kept.first for entry in page)
+        return kept.added - (kept.length - there)

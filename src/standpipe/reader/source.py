@@ -162,12 +162,11 @@ class Source(Generic[Read]):
             if self._behind[:2] >= self._bounds.end[:2]:
                 return None
             rows, kept = await self._page()
-            if self._is_further(kept):
+            is_further = self._is_further(kept)
+            if is_further and await self._open_archive():
                 # What is archived may have been trimmed before the page was read.
-                if await self._open_archive():
-                    continue
-                self._note_missing_archive(kept)
-            self._note(rows, kept)
+                continue
+            self._note(rows, kept, is_in_archive=is_further)
             if not rows:
                 return None
             self._behind = entry_of(rows[-1][0])
@@ -228,14 +227,6 @@ class Source(Generic[Read]):
             self._way.findings.add_undecodable(self.shard, each.id, each.reason)
         return step.made
 
-    def _note_missing_archive(self, kept: Kept) -> None:
-        """The archive lacks what it is said to have: it may be another one, or an older copy."""
-        assert kept.cursor is not None
-        if kept.first is None or kept.first > self._behind:
-            gap = Gap(self.shard, self._behind, kept.first, None, "archive")
-            self._way.findings.add_gap(gap)
-        self._archive_end = kept.cursor
-
     # --- the live stream -------------------------------------------------------------------------
 
     async def _page(self) -> tuple[list[Any], Kept]:
@@ -258,14 +249,29 @@ class Source(Generic[Read]):
 
         return await retried(self._way.stream, read)
 
-    def _note(self, rows: list[Any], kept: Kept) -> None:
-        """Look whether entries were gone before this page was read."""
+    def _note(self, rows: list[Any], kept: Kept, *, is_in_archive: bool) -> None:
+        """Look whether entries were gone before this page was read.
+
+        Args:
+            rows: The page.
+            kept: As the server answered behind it.
+            is_in_archive: Whether the server says that entries behind the last one are archived,
+                and the archive does not have them: it may be another one, or an older copy.
+        """
         page = [entry_of(entry_id) for entry_id, _ in rows]
         found = self._track.missed(self._behind, page, kept, is_full=len(rows) == READ_COUNT)
-        if found is not None:
+        is_trimmed = kept.first is None or kept.first > self._behind
+        if is_in_archive:
+            assert kept.cursor is not None
+            self._archive_end = kept.cursor
+        if is_in_archive and is_trimmed:
+            gap = Gap(self.shard, self._behind, kept.first, found and found[0], "archive")
+        elif found is not None:
             entries, reason = found
             gap = Gap(self.shard, self._behind, page[0] if page else None, entries, reason)
-            self._way.findings.add_gap(gap)
+        else:
+            return
+        self._way.findings.add_gap(gap)
 
     def _decoded(self, rows: list[Any]) -> Batch:
         entries: list[Entry] = []

@@ -40,6 +40,7 @@ from standpipe.limits import (
     TURN_MS_MAX,
 )
 from standpipe.policy import after_failure, handler_backoff_ms
+from standpipe.retention import keep
 from standpipe.stream import Stream
 from standpipe.worker.acks import Acks, NotAcknowledged
 from standpipe.worker.call import Call, Calls, event_counts
@@ -74,6 +75,7 @@ class Worker:
             belongs to one worker of the group at a time, which handles its events one after
             another; one that fails holds up its shard. For all workers of the group or for none.
         lease_ms: In ordered mode, how long a shard stays with a worker that is not heard of, ms.
+        retain: Also keep the stream within its limits, as one of the workers and janitors that may.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -107,6 +109,7 @@ class Worker:
         drain_ms_max: int = DRAIN_MS_MAX,
         ordered: bool = False,
         lease_ms: int = LEASE_MS,
+        retain: bool = True,
     ) -> None:
         for option, value in (
             ("concurrency", 1 if concurrency is None else concurrency),
@@ -131,6 +134,8 @@ class Worker:
         self._concurrency = concurrency
         self._deliveries_max = deliveries_max
         self._drain_ms_max = drain_ms_max
+        self._retain = retain
+        self._janitor: asyncio.Task[None] | None = None
         self._handler: Handler | None = None
         leases = self.consumer.leases
         self._lines = None if leases is None else Lines(leases)
@@ -261,6 +266,8 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         try:
             await self.consumer.start()
+            if self._retain:
+                self._janitor = asyncio.create_task(keep(self.stream), name="standpipe-janitor")
             runners = [asyncio.create_task(self._run_calls()) for _ in range(count)]
             self._presence.start(Kind(handler.name, handler.is_batch, count))
             await self._until_stopped(runners)
@@ -279,8 +286,9 @@ class Worker:
         """The way out, whatever led to it, bounded in time."""
         assert self._threads is not None
         self._begin_nothing()
-        for runner in runners:
-            runner.cancel()
+        for task in (*runners, self._janitor):
+            if task is not None:
+                task.cancel()
         if runners:
             _, deaf = await asyncio.wait(runners, timeout=LEAVE_MS_MAX / 1000)
             if deaf:
@@ -307,6 +315,8 @@ class Worker:
             await self._presence.close()
             self._threads.close(wait=not any(piece.current for piece in self._slices))
             await self.consumer.close()
+            if self._janitor is not None:
+                await asyncio.gather(self._janitor, return_exceptions=True)
 
     async def _report_all(self) -> None:
         for piece in list(self._slices):
