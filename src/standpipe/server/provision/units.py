@@ -203,7 +203,7 @@ def _worker_files(description: Description, worker: UserNeed) -> list[File]:
             f"/etc/standpipe/workers/{instance_name(stream.name, group)}.env",
             "# Yours to change: `standpipe provision` writes it if it is not there.\n"
             f"# A handler (module:function below {HOME}) or --sink URL.\n"
-            "# Without --no-retain it would try to trim, which its user may not: the janitor does.\n"
+            "# Without --no-retain it tries to trim, which its user may not: the janitor does.\n"
             f'WORK="{stream.name} --group {group} --no-retain --processes auto handlers:handle"\n',
             f"what the workers of {group} do",
             0o640,
