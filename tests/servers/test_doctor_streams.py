@@ -149,7 +149,8 @@ def _aged(facts: StreamFacts, ms: int) -> StreamFacts:
 
 @provokes(streams.LOST)
 async def test_lost(server: TestServer, stream_name: str) -> None:
-    """What a ring has trimmed is counted: a warning while it grows, else a note."""
+    """What a ring took from a group is counted: a warning while it grows, else a note."""
+    server.command("XGROUP", "CREATE", stream_name, "g", "0", "MKSTREAM")
     async with (
         Stream(stream_name, server.url, max_len=100, when_full="ring", codec="plain") as stream,
         Producer(stream) as producer,
@@ -157,10 +158,10 @@ async def test_lost(server: TestServer, stream_name: str) -> None:
         for _ in range(4):
             await (await producer.send_many([{"key": f"m{n}", "v": n} for n in range(200)]))
     facts = await read(server, stream_name)
-    lost = facts.counters()["trimmed"]
+    lost = facts.counters()["lost"]
     assert lost > 0
     assert only(streams.LOST, check_stream(facts, None)).level == "note"
-    found = only(streams.LOST, check_stream(facts, {"trimmed": lost, "dead": 0}))
+    found = only(streams.LOST, check_stream(facts, {"lost": lost, "dead": 0}))
     assert found.level == "warning" and f"{lost:,} since the last look" in found.evidence
 
 

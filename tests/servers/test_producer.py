@@ -563,7 +563,7 @@ async def test_memory_of_failures_that_nobody_saw(
         server.command("SET", stream_name, "no stream")
         for first in range(0, 1_300, 100):
             await producer.send_many(make_events(100, first=first))
-        await eventually(lambda: producer.stats.failed == 1_300)
+        await eventually(lambda: producer.stats.failed == 1_300, 60)
         assert len(producer._buffer._failures) < 1_300
         with pytest.raises(NotAcknowledgedError, match=r"1300 events were not .* WRONGTYPE"):
             await producer.flush()

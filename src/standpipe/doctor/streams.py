@@ -62,8 +62,8 @@ UNREAD_GROUP: Final = Check(
 )
 LOST: Final = Check(
     "stream.lost",
-    "entries that a ring has trimmed",
-    "Groups that had not read them never will.",
+    "events that a ring has taken from a group before it had acknowledged them",
+    "It never will.",
     MANUAL + "Performance Tuning (MAXLEN)",
 )
 DEAD_LETTERS: Final = Check(
@@ -140,7 +140,7 @@ class StreamFacts:
     def counters(self) -> Counters:
         shards = self.last.shards
         return {
-            "trimmed": sum(shard.trimmed or 0 for shard in shards),
+            "lost": sum(group.lost or 0 for shard in shards for group in shard.groups),
             "dead": sum(shard.dead for shard in shards),
         }
 
@@ -193,8 +193,8 @@ async def read_stream(stream: Stream, window_ms: int, samples: int) -> StreamFac
         keys.update(shard_keys)
         largest = max(largest, entry, key=lambda each: each[1])
     definition = stream.definition
-    limits = ("max_len", "max_bytes", "max_age_ms")
-    has_limit = any(getattr(definition, name, None) is not None for name in limits)
+    limits = (definition.max_len, definition.max_bytes, definition.max_age_ms)
+    has_limit = any(limit is not None for limit in limits)
     return StreamFacts(looks, has_limit, nodes, keys, largest)
 
 
@@ -347,11 +347,11 @@ def _kept(look: _Look) -> Iterator[Finding]:
     name = facts.last.name
     counters = facts.counters()
     newly = (look.more or {}).get
-    if lost := counters["trimmed"]:
-        since = newly("trimmed", 0)
+    if lost := counters["lost"]:
+        since = newly("lost", 0)
         yield look.finding(
             LOST, "warning" if since else "note",
-            f"{lost:,} entries trimmed by the ring, {since:,} since the last look",
+            f"{lost:,} events lost to the ring by groups, {since:,} since the last look",
             "Raise its limit, or let it refuse (when_full block) where every reading counts.",
         )  # fmt: skip
     if dead := counters["dead"]:

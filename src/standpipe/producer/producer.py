@@ -38,6 +38,7 @@ from standpipe.limits import (
     BUFFER_EVENTS_MAX,
     DRAIN_MS_MAX,
     EVENT_BYTES_MAX,
+    HOMES_REMEMBERED_MAX,
     LIMITS_LOOK_MS,
     MEMORY_HEADROOM_PERCENT,
     PART_EVENTS_MAX,
@@ -225,6 +226,8 @@ class Producer:
             definition = self.stream.definition
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
+            self._homes: dict[str | None, int] = {}
+            """The shard of each key that was met: devices repeat themselves."""
             self._layout = definition.layout
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
@@ -522,8 +525,10 @@ class Producer:
                 chunk = events[start : start + step]
                 yield self._buffer.shards[0], chunk, range(start, start + len(chunk))
             return
-        number = {event.key: 0 for event in events}
-        for key in number:
+        number = self._homes
+        if len(number) > HOMES_REMEMBERED_MAX:
+            number.clear()
+        for key in {event.key for event in events} - number.keys():
             number[key] = partition(key, len(self._buffer.shards))
         by_shard: list[list[int]] = [[] for _ in self._buffer.shards]
         for position, event in enumerate(events):
@@ -546,20 +551,30 @@ class Producer:
     def _encode(self, events: list[Event]) -> Iterator[tuple[bytes, int, int]]:
         """The events' bytes in parts that fit in a block, how many events each part holds, and for
         plain ones how many RESP arguments."""
-        arguments = 0
-        if self._codec == "plain":
-            part, arguments = plain_part(events, self._layout)
-        else:
-            part = rows_part(events)
-        if len(events) == 1:
-            self._check_size(events[0].key, events[0].time, len(part))
-        elif len(part) > self._part_bytes_max:
+        count = len(events)
+        packed = None if self._looks_too_large(events) else self._packed(events)
+        if count > 1 and (packed is None or len(packed[0]) > self._part_bytes_max):
             # In halves, until each fits, or stands alone and is too large by itself.
-            half = len(events) // 2
-            yield from self._encode(events[:half])
-            yield from self._encode(events[half:])
+            yield from self._encode(events[: count // 2])
+            yield from self._encode(events[count // 2 :])
             return
-        yield part, len(events), arguments
+        assert packed is not None
+        if count == 1:
+            self._check_size(events[0].key, events[0].time, len(packed[0]))
+        yield packed[0], count, packed[1]
+
+    def _looks_too_large(self, events: list[Event]) -> bool:
+        """Whether events are too large for a part if they are as the first one is: plain ones take
+        long, and are not to be packed for nothing."""
+        if self._codec != "plain" or len(events) == 1:
+            return False
+        return len(events) * len(self._packed(events[:1])[0]) > self._part_bytes_max
+
+    def _packed(self, events: list[Event]) -> tuple[bytes, int]:
+        """The events' bytes, and of plain ones how many RESP arguments."""
+        if self._codec == "plain":
+            return plain_part(events, self._layout)
+        return rows_part(events), 0
 
     def _encode_one(self, event: Event) -> tuple[bytes, int]:
         """One event's bytes, and of a plain one how many RESP arguments: :meth:`_encode` of one."""
@@ -590,17 +605,22 @@ class Producer:
         if len(shards) == 1:
             yield from self._encode_part(shards[0], table, range(table.num_rows))
             return
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        # Hash each distinct key once, then pick the rows of each shard.
+        # Hash each distinct key once, then bring the rows of each shard together, in their order.
         keys = pc.dictionary_encode(table.column("key").combine_chunks())
         homes = [partition(key, len(shards)) for key in keys.dictionary.to_pylist()]
-        by_shard: list[list[int]] = [[] for _ in shards]
-        for position, index in enumerate(keys.indices.to_pylist()):
-            by_shard[0 if index is None else homes[index]].append(position)
-        for shard, positions in zip(shards, by_shard, strict=True):
-            if positions:
-                yield from self._encode_part(shard, table.take(positions), positions)
+        home = pc.fill_null(pc.take(pa.array(homes, pa.int32()), keys.indices), 0)
+        order = pc.sort_indices(home)
+        together, start = table.take(order), 0
+        counts = {each["values"]: each["counts"] for each in pc.value_counts(home).to_pylist()}
+        for number, shard in enumerate(shards):
+            count = counts.get(number, 0)
+            if count:
+                positions = order.slice(start, count).to_pylist()
+                yield from self._encode_part(shard, together.slice(start, count), positions)
+            start += count
 
     def _encode_part(
         self, shard: Shard, table: pa.Table, positions: Sequence[int]
