@@ -342,8 +342,9 @@ def test_what_is_wrong_is_named(data: dict[str, Any], said: str) -> None:
 
 def test_a_mistake_on_the_command_line(tmp_path: Path) -> None:
     """Wrong usage: exit code 2, one line and a hint, nothing written."""
-    for options in (["--role", "boss"], ["gone.toml"], ["--apply", "--check"]):
-        done = run("provision", *options, "--out", "bundle", cwd=tmp_path)
+    assert run("provision", "--role", "boss", "--out", "bundle", cwd=tmp_path).returncode == 2
+    for options in (["gone.toml"], ["--apply", "--check"], ["--secrets", "gone"]):
+        done = command(tmp_path, *options, "--out", "bundle")
         assert done.returncode == 2 and "hint: " in done.stderr, done.stderr
     assert not (tmp_path / "bundle").exists()
 

@@ -267,7 +267,7 @@ def _unit_files(folder: Path, kind: str = "pair") -> list[Path]:
             path = folder / Path(file.path).name
             path.write_text(file.text.replace("/usr/local/bin/standpipe", str(program)))
             paths.append(path)
-    assert len(paths) == 4
+    assert len(paths) == 5
     return paths
 
 

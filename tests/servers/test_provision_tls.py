@@ -40,7 +40,7 @@ async def _balances(url_of: Any, name: str, folder: Path, shards: int = 1) -> No
         await send_and_record(producer, ledger, ledger.events(2_000, keys=20))
     seen: list[Event] = []
     async with Stream(name, url_of("worker")) as stream:
-        worker = Worker(stream, "g")
+        worker = Worker(stream, "g", retain=False)
         worker.batch(seen.extend)
         async with running(worker):
             await eventually(lambda: len(seen) >= 2_000, 20)

@@ -88,6 +88,12 @@ def provision(
 
     if apply and check:
         raise ConfigError("--apply and --check together", hint="--check changes nothing.")
+    if secrets is not None and not secrets.is_dir():
+        raise ConfigError(
+            f"--secrets is {secrets}, where there are none",
+            hint="Name the folder `secrets` of the deployment's first bundle: new ones would fit "
+            "none of its servers.",
+        )
     flags: dict[str, Any] = {
         "server": server, "role": role, "memory": memory, "bind": bind, "port": port,
         "hostnames": hostname, "tls": tls, "persistence": persistence, "nodes": node,

@@ -33,7 +33,7 @@ from standpipe.server.provision.serverconf import Version
 
 Keys = Literal[
     "shard", "name", "definition", "dead", "requeued", "seq", "trimmed", "lost", "archived",
-    "archive", "lease", "members", "workers", "all",
+    "archive", "janitor", "lease", "members", "workers", "all",
 ]  # fmt: skip
 
 _SIDE: Final[Mapping[Keys, tuple[str, ...]]] = {
@@ -44,6 +44,7 @@ _SIDE: Final[Mapping[Keys, tuple[str, ...]]] = {
     "lost": ("lost",),
     "archived": ("archived",),
     "archive": ("archive:*",),
+    "janitor": ("janitor", "janitor:*"),
     "lease": ("lease:*",),
     "members": ("members:*",),
     "workers": ("workers:*", "workers-until:*"),
@@ -127,7 +128,7 @@ GRANTS: Final[Mapping[UserRole, tuple[Grant, ...]]] = {
         Grant(("trimmed",), "incrby"),
         Grant(("lost",), "hincrby"),
         Grant(("archived",), "exists set"),
-        Grant(("archive", "lease"), "exists get hmget hset hdel set pttl pexpire del"),
+        Grant(("archive", "janitor"), "exists get hmget hset hdel set pttl pexpire del"),
     ),
     "operator": (
         _SCRIPTS,
@@ -140,13 +141,14 @@ GRANTS: Final[Mapping[UserRole, tuple[Grant, ...]]] = {
     ),
     "monitoring": (_SCRIPTS, *_STATUS),
 }
-"""The least that each role's code works with; found by running it, and by trying all the rest."""
+"""The least that each role's code works with; found by running it, and by trying all the rest. A
+worker does not keep its stream within limits here (``--no-retain``): who may trim is the keeper."""
 
 KEYLESS: Final[Mapping[UserRole, str]] = {
     "producer": "info time wait waitaof",
     "worker": "info time",
     "reader": "info time",
-    "keeper": "info time",
+    "keeper": "info time scan",
     "operator": "info time role dbsize scan lastsave bgsave bgrewriteaof config|get acl|whoami "
     "acl|getuser acl|list acl|users acl|log acl|dryrun slowlog|get slowlog|len slowlog|reset "
     "latency|latest latency|history latency|reset latency|doctor client|list client|info "

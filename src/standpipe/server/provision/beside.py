@@ -303,8 +303,8 @@ services:
       - ./container/server.conf:/etc/standpipe-server/server.conf:ro
       - ./container/users.acl:/etc/standpipe-server/users.acl:ro{tls}
     healthcheck:
-      # That it listens: whoever asks more needs a password.
-      test: ["CMD-SHELL", "exec 3<>/dev/tcp/127.0.0.1/{description.port}"]
+      # That it listens: whoever asks more needs a password. The images' sh has no /dev/tcp.
+      test: ["CMD", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/{description.port}"]
       interval: 10s
       timeout: 3s
       retries: 3

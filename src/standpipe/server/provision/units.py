@@ -162,7 +162,7 @@ def machine_files(
         found += _worker_files(description, worker)
     keeper = next((user for user in description.users if user.role == "keeper"), None)
     if keeper is not None:
-        found += _archiver_files(description, keeper)
+        found += _keeper_files(description, keeper)
     found.append(
         File(
             f"/etc/logrotate.d/{places.service}",
@@ -203,7 +203,8 @@ def _worker_files(description: Description, worker: UserNeed) -> list[File]:
             f"/etc/standpipe/workers/{instance_name(stream.name, group)}.env",
             "# Yours to change: `standpipe provision` writes it if it is not there.\n"
             f"# A handler (module:function below {HOME}) or --sink URL.\n"
-            f'WORK="{stream.name} --group {group} --processes auto handlers:handle"\n',
+            "# Without --no-retain it tries to trim, which its user may not: the janitor does.\n"
+            f'WORK="{stream.name} --group {group} --no-retain --processes auto handlers:handle"\n',
             f"what the workers of {group} do",
             0o640,
             group=USER,
@@ -215,8 +216,17 @@ def _worker_files(description: Description, worker: UserNeed) -> list[File]:
     return found
 
 
-def _archiver_files(description: Description, keeper: UserNeed) -> list[File]:
+def _keeper_files(description: Description, keeper: UserNeed) -> list[File]:
+    names = " ".join(stream.name for stream in description.streams_of(keeper))
     return [
+        File(
+            f"{SYSTEMD}/standpipe-janitor.service",
+            _client_unit(
+                description, "keeps streams within their limits", keeper,
+                f"{description.program} retain {names}".rstrip(),
+            ),
+            "keeps streams within their limits", then=RELOAD,
+        ),
         File(
             f"{SYSTEMD}/standpipe-archiver@.service",
             _client_unit(
