@@ -86,7 +86,8 @@ async def main(subjects: dict[str, int], rounds: int, latency_s: int) -> dict[st
                             timed[f"{subject} {rate}"].append(figures)
                             print(f"latency {subject} at {rate}/s: p50 {figures['p50']:.2f} ms")
                 starts["--help"] = start_ms("--help")
-                starts["send"] = start_ms("send", "bench_start", "-", "--url", bench.url)
+                words = ("send", "bench_start", "--format", "ndjson", "--url", bench.url)
+                starts["send"] = start_ms(*words)
     return {
         **machine(),
         "rounds": rounds,
