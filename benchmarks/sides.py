@@ -13,8 +13,9 @@ import asyncio
 import contextlib
 import json
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,22 @@ def paced(rate: int, count: int) -> Iterator[int]:
         yield start + number * 1_000_000_000 // rate
 
 
+async def on_time(rate: int, count: int) -> AsyncIterator[int]:
+    """The same instants, each as it comes: a thread sleeps until then, for an event loop's timers
+    go by whole milliseconds."""
+    loop, due_now = asyncio.get_running_loop(), asyncio.Queue[int]()
+
+    def pace() -> None:
+        for due in paced(rate, count):
+            while (left := due - time.monotonic_ns()) > 0:
+                time.sleep(left / 1e9)
+            loop.call_soon_threadsafe(due_now.put_nowait, due)
+
+    threading.Thread(target=pace, daemon=True).start()
+    for _ in range(count):
+        yield await due_now.get()
+
+
 class Latencies:
     """From the instant at which an event was due, not at which it went out: a sender that was held
     up does not hide what waited (no coordinated omission)."""
@@ -163,8 +180,7 @@ async def standpipe(subject: str, what: str, url: str, name: str, count: int, ra
             async with Producer(stream, codec=codec) as producer:
                 ready()
                 clock = Clock()
-                for due in paced(rate, count):
-                    await asyncio.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+                async for due in on_time(rate, count):
                     await producer.send(
                         Event("meter", 1_767_225_600_000, {"due": due, "volts": 1.5})
                     )
