@@ -130,6 +130,8 @@ async def _remove(stream: Stream) -> None:
     """The demo's keys are its own, on a server that may not be."""
     for shard, key in enumerate(stream.keys):
         await stream.server.call("UNLINK", key, stream.dead_key(shard), key=key)
+    # What the worker that was killed has said of itself would go by itself, but later.
+    await stream.server.call("UNLINK", *stream.report_keys(GROUP), key=stream.keys[0])
     await stream.server.call("UNLINK", definition_key(stream.name), key=definition_key(stream.name))
 
 
