@@ -14,10 +14,12 @@ from standpipe.clock import now_ms
 from standpipe.doctor import Finding, streams
 from standpipe.doctor.run import CHECKS
 from standpipe.doctor.streams import StreamFacts, check_stream, find_streams, read_stream
+from standpipe.keyspace import shard_keys
 from standpipe.limits import DOCTOR_SAMPLES
 from standpipe.wire import Server
 from tests.doctoring import PROVOKED, of, only, provokes
 from tests.servers.fleet import TestCluster, TestServer
+from tests.servers.moving import move_slot
 
 OwnServer = Callable[..., TestServer]
 WINDOW_MS = 400
@@ -213,8 +215,8 @@ async def test_big_entries(server: TestServer, stream_name: str) -> None:
 
 @provokes(streams.NODES)
 async def test_nodes(cluster: Callable[..., TestCluster], stream_name: str) -> None:
-    """Shards that lie unevenly over the nodes of a cluster: all slots of one node were moved to
-    another, with everything in them."""
+    """Shards that lie unevenly over the nodes of a cluster: those of one node are moved to another,
+    with everything in them."""
     three = cluster("valkey-9.1")
     async with (
         Stream(stream_name, three.url, shards=6, max_len=1_000) as stream,
@@ -226,9 +228,12 @@ async def test_nodes(cluster: Callable[..., TestCluster], stream_name: str) -> N
     assert of(streams.NODES, check_stream(facts, None)) == []
     async with Server(three.url) as opened:
         assert await find_streams(opened) == [stream_name]
-    names = list(facts.nodes)
-    facts.nodes[names[0]], facts.nodes[names[1]] = 0, 4
-    assert "shards per node" in only(streams.NODES, check_stream(facts, None)).evidence
+    keys = shard_keys(stream_name, 6)
+    source, target = three.node_of(keys[0]), three.node_of(keys[-1])
+    for key in [key for key in keys if three.node_of(key) is source]:
+        move_slot(three, key, target)
+    found = only(streams.NODES, check_stream(await read(three, stream_name), None))
+    assert f"127.0.0.1:{target.port}: 4" in found.evidence
 
 
 @provokes(streams.UNREADABLE)
