@@ -20,6 +20,7 @@ from standpipe.limits import (
     HOT_KEY_PERCENT,
     HOT_SHARD_RATIO,
     PENDING_AGE_MS_MAX,
+    SAMPLE_BYTES,
     SAMPLE_EVENTS,
     STREAMS_LOOKED_AT_MAX,
     UNREAD_GROUP_MS,
@@ -198,21 +199,27 @@ async def _nodes(stream: Stream) -> Counter[str]:
 async def _sample(stream: Stream) -> AsyncIterator[tuple[list[str], tuple[str, int]]]:
     """The devices in each of the last entries of every shard, with the entry and its size."""
     for key in stream.keys:
-        events = 0
-        entries = await stream.server.call("XREVRANGE", key, "+", "-", "COUNT", 100, key=key)
-        for entry_id, fields in entries:
-            size = sum(map(len, fields))
-            try:
-                batch = decode_entry(entry_id, fields, stream.definition.layout).events()
-            except DecodeError:
-                # A worker turns it into a dead letter, which has its own check.
-                yield [], (f"{key} {entry_id.decode()}", size)
-                continue
-            found = [event.key for event in batch if event.key is not None]
-            yield found, (f"{key} {entry_id.decode()}", size)
-            events += len(found)
-            if events >= SAMPLE_EVENTS:
-                break
+        events, end, count = 0, "+", 4
+        # A few first: entries may be blocks of megabytes.
+        while events < SAMPLE_EVENTS and count:
+            page = await stream.server.call("XREVRANGE", key, end, "-", "COUNT", count, key=key)
+            sizes = [sum(map(len, fields)) for _, fields in page]
+            for (entry_id, fields), size in zip(page, sizes, strict=True):
+                found = _devices(entry_id, fields, stream)
+                yield found, (f"{key} {entry_id.decode()}", size)
+                events += len(found)
+            is_all = len(page) < count or count > 4
+            count = 0 if is_all or max(sizes) > SAMPLE_BYTES // 100 else 100
+            end = f"({page[-1][0].decode()}" if page else ""
+
+
+def _devices(entry_id: bytes, fields: list[bytes], stream: Stream) -> list[str]:
+    try:
+        events = decode_entry(entry_id, fields, stream.definition.layout).events()
+    except DecodeError:
+        # A worker turns it into a dead letter, which has its own check.
+        return []
+    return [event.key for event in events if event.key is not None]
 
 
 class _Look(NamedTuple):
