@@ -112,7 +112,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
         fields: list[dict[str, Any]] = list(map(_copy, dicts))
         keys = [each.pop(key_field, None) for each in fields]
         times = [each.pop(time_field, None) for each in fields]
-        if set(map(type, keys)) <= {str, type(None)} and set(map(type, times)) == {int}:
+        if set(map(type, keys)) <= {str, type(None)} and _are_plain_times(times):
             return list(map(cls, keys, times, fields))
         return [cls.from_mapping(d, key_field=key_field, time_field=time_field) for d in dicts]
 

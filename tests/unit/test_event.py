@@ -501,3 +501,11 @@ def test_many_dicts_become_what_each_becomes(dicts: list[dict[str, Any]], key_fi
         assert (event.key, event.fields) == (alone.key, alone.fields)
         assert event.time == alone.time or "time" not in each
     assert dicts == given_dicts
+
+
+@pytest.mark.parametrize("time", [TIME_MS_MIN - 1, TIME_MS_MAX + 1, 2**70])
+def test_many_dicts_refuse_a_time_that_one_refuses(time: int) -> None:
+    """The quick way looks at the range of times as well."""
+    for build in (Event.from_mapping, lambda each: Event.from_dicts([each])):
+        with pytest.raises(FieldError):
+            build({"key": "meter-1", "time": time})
