@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from tests.servers.commands import run
+from tests.conditions import eventually_sync
+from tests.servers.commands import run, started  # noqa: F401  a fixture
 from tests.servers.fleet import TestServer
 
 
@@ -26,9 +29,26 @@ def test_bench(own_server: Callable[..., TestServer], codec: str) -> None:
     assert facts["server_bytes_per_event"] > 1
     latency = facts["latency_ms"]
     assert 0 < latency["p50"] <= latency["p99"] <= latency["max"]
-    # Of each producer a number remains for a day.
-    left = [key for key in server.command("KEYS", "*standpipe_bench*") if ":seq:" not in key]
-    assert left == []
+    assert server.command("KEYS", "*standpipe_bench*") == []
+
+
+def test_interrupted(
+    own_server: Callable[..., TestServer],
+    started: Callable[..., subprocess.Popen[str]],  # noqa: F811
+) -> None:
+    """Interrupted while its worker is at work it leaves nothing behind either."""
+    server = own_server("valkey-9.1")
+    bench = started("bench", "--events", "1000", url=server.url)
+
+    def is_timing() -> bool:
+        keys = server.command("KEYS", "*:workers:latency")
+        return bool(keys) and server.command("EXISTS", keys[0]) == 1
+
+    eventually_sync(is_timing, deadline_s=60)
+    bench.send_signal(signal.SIGINT)
+    _, said = bench.communicate(timeout=60)
+    assert bench.returncode == 130 and "Traceback" not in said, said
+    assert server.command("KEYS", "*standpipe_bench*") == []
 
 
 def test_wrong_codec() -> None:

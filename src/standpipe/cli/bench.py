@@ -148,6 +148,7 @@ async def _latency(stream: Stream) -> dict[str, float]:
     import asyncio
     import time
 
+    from standpipe.consumer import cancel_tasks
     from standpipe.event import Event
     from standpipe.groups import create_group
     from standpipe.producer import Producer
@@ -168,29 +169,31 @@ async def _latency(stream: Stream) -> dict[str, float]:
             worker.stop()
 
     running = asyncio.create_task(worker.run())
-    async with Producer(stream) as producer:
-        # The first event brings connections and scripts up; it does not count.
-        await producer.send(Event("meter", 1_767_225_600_000, {"due": 0.0}))
-        await is_warm.wait()
-        began = time.monotonic()
-        for number in range(count):
-            # From when it was due, not from when it went out: what was held up counts.
-            due = began + number / RATE
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            await producer.send(Event(f"meter-{number}", 1_767_225_600_000, {"due": due * 1000}))
-    await running
+    try:
+        async with Producer(stream) as producer:
+            # The first event brings connections and scripts up; it does not count.
+            await producer.send(Event("meter", 1_767_225_600_000, {"due": 0.0}))
+            await is_warm.wait()
+            began = time.monotonic()
+            for number in range(count):
+                # From when it was due, not from when it went out: what was held up counts.
+                due = began + number / RATE
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                event = Event(f"meter-{number}", 1_767_225_600_000, {"due": due * 1000})
+                await producer.send(event)
+        await running
+    finally:
+        # One that is still at work would write again what is about to be removed.
+        await cancel_tasks([running])
     taken.sort()
     marks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     return {name: taken[min(count - 1, int(share * count))] for name, share in marks.items()}
 
 
 async def _remove(stream: Stream) -> None:
-    from standpipe.keyspace import definition_key, side_key
-
-    for key in (*stream.keys, definition_key(stream.name)):
-        await stream.server.call("UNLINK", key, key=key)
-    for key in stream.keys:
-        await stream.server.call("UNLINK", side_key(key, "dead"), key=key)
+    # By its name, which no other has: producers' numbers stand beside it as well.
+    for key in await stream.server.scan(f"*{stream.name}*"):
+        await stream.server.call("UNLINK", key, key=key.decode())
 
 
 def _print(found: dict[str, Any]) -> None:
