@@ -87,13 +87,14 @@ def rates(result: dict[str, Any], aof: str) -> list[str]:
 
 def latencies(result: dict[str, Any]) -> list[str]:
     lines = [
-        "| from when it was due to its handler, ms | p50 | p99 | p99.9 | max |",
-        "|---|---:|---:|---:|---:|",
+        "| from when it was due to its handler, ms | p50 | p99 | p99.9 | max | sent/s |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, found in result["latency"].items():
         subject, rate = name.split()
         title = f"{NAMES[subject].split(', pipe')[0]}, {int(rate):,} events/s"
         cells = [f"{found[mark]:.2f}" for mark in ("p50", "p99", "p99.9", "max")]
+        cells.append(f"{found['reached_per_s']:,.0f}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
 
