@@ -45,6 +45,7 @@ from redis.exceptions import MaxConnectionsError, RedisClusterException, RedisEr
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from standpipe.cancelling import heeding_cancel
 from standpipe.config import mask_password
 from standpipe.errors import (
     AuthenticationError,
@@ -530,7 +531,7 @@ class Server:
                 connection, where = _node_connection(node), f"{node.host}:{node.port}"
             else:
                 connection = self._connection()
-            async with asyncio.timeout(CONNECT_MS_MAX / 1000):
+            async with heeding_cancel(), asyncio.timeout(CONNECT_MS_MAX / 1000):
                 await connection.connect()
         except BaseException as error:
             if connection is not None:
@@ -570,8 +571,7 @@ class Server:
             if self._nodes is None:
                 options = _options(self.address, self.name)
                 tls = {"ssl": True} if options.pop("tls") else {}
-                # Here redis-py asks by itself, one node after another: one that takes connections
-                # and answers nothing would be waited for without end.
+                # redis-py asks node after node, and would wait for a silent one without end.
                 options["socket_timeout"] = CONNECT_MS_MAX / 1000
                 cluster = RedisCluster(
                     startup_nodes=[ClusterNode(host, port) for host, port in self._start_hosts],
@@ -580,9 +580,9 @@ class Server:
                 )
                 nodes: Any = cluster.nodes_manager
                 try:
-                    # The map alone: all of it would ask the first primary for its list of commands,
-                    # and fail for every shard when that one is down.
-                    await nodes.initialize()
+                    # The map alone: its commands are asked of the first primary, which may be down.
+                    async with heeding_cancel():
+                        await nodes.initialize()
                 except BaseException as error:
                     await _disconnect(nodes)
                     if not isinstance(error, _ITS_ERRORS):

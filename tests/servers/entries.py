@@ -41,6 +41,12 @@ async def events_of(stream: Stream) -> list[list[tuple[EventId, Event]]]:
     return [await events_at(stream.server, key) for key in stream.keys]
 
 
+async def events_in(stream: Stream) -> list[Event]:
+    """The events of all shards, by n."""
+    found = [event for shard in await events_of(stream) for _, event in shard]
+    return sorted(found, key=lambda event: event.fields["n"])
+
+
 def numbers(events: Iterable[Event]) -> list[int]:
     """The numbers that make_events gave."""
     return [event.fields["n"] for event in events]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from standpipe import Event, Producer, Reader, Stream, replay
+from standpipe import Event, Reader, Stream, replay
 from standpipe.archive import Archive, Archiver
 from standpipe.codec import block_fields, encode_rows
 from standpipe.errors import ConfigError, ReplayInUseError, ReplayLostError
@@ -18,32 +18,9 @@ from standpipe.limits import SEQUENCE_TTL_MS
 from standpipe.replay import streams
 from standpipe.wire import Server
 from tests.conditions import eventually
-from tests.servers.entries import events_of, make_events
+from tests.servers.entries import events_in, events_of, make_events
 from tests.servers.fleet import TestServer
-
-
-@pytest.fixture
-async def wire(server: TestServer) -> AsyncIterator[Server]:
-    async with Server(server.url) as found:
-        yield found
-
-
-@pytest.fixture
-async def stream(wire: Server, stream_name: str) -> AsyncIterator[Stream]:
-    async with Stream(stream_name, wire) as found:
-        yield found
-
-
-async def send(stream: Stream, events: list[Event], codec: str = "rows") -> None:
-    async with Producer(stream, codec=codec) as producer:
-        await (await producer.send_many(events))
-
-
-async def events_in(stream: Stream) -> list[Event]:
-    """All events of a stream, read past the code under test, by n."""
-    found = [event for shard in await events_of(stream) for _, event in shard]
-    return sorted(found, key=lambda event: event.fields["n"])
-
+from tests.servers.working import send
 
 # --- another stream ------------------------------------------------------------------------------
 
@@ -176,6 +153,58 @@ async def test_following_into_another_stream(wire: Server, stream_name: str) -> 
             stop.set()
             await asyncio.wait_for(running, 20)
         assert await events_in(target) == make_events(800)
+
+
+async def test_what_begins_now_goes_on_from_there(wire: Server, stream_name: str) -> None:
+    """A replay of what comes from now on never takes what came before, when it is started again
+    neither: not even of a shard of which nothing had come until then; and it misses nothing."""
+    keys = [next(f"m{i}" for i in range(99) if partition(f"m{i}", 2) == n) for n in (0, 1)]
+    async with (
+        Stream(stream_name, wire, shards=2) as source,
+        Stream(stream_name + "-copy", wire) as target,
+    ):
+        await send(source, make_events(100))
+        stop = asyncio.Event()
+
+        def start() -> asyncio.Task[replay.Replayed]:
+            reader = Reader(source, start="$", follow=True)
+            return asyncio.create_task(replay.to_stream(reader, target, name="x", stop=stop))
+
+        running, sent = start(), 0
+
+        async def has_begun() -> bool:
+            nonlocal sent
+            await send(source, [Event(keys[0], sent, {"n": 1_000 + sent})])
+            sent += 1
+            return bool(await events_in(target))
+
+        await eventually(has_begun)
+        await eventually(lambda: _ends_with(target, 999 + sent))
+        stop.set()
+        await asyncio.wait_for(running, 20)
+        await send(source, [Event(keys[1], 0, {"n": 2_000})])
+        stop.clear()
+        running = start()
+        await eventually(lambda: _ends_with(target, 2_000))
+        stop.set()
+        await asyncio.wait_for(running, 20)
+        found = [event.fields["n"] for event in await events_in(target)]
+        assert found == [*range(found[0], 1_000 + sent), 2_000] and found[0] >= 1_000
+
+
+async def _ends_with(stream: Stream, n: int) -> bool:
+    return (await events_in(stream))[-1].fields["n"] == n
+
+
+@pytest.mark.parametrize("name", ["copy", None])
+async def test_a_part_into_another_stream(wire: Server, stream_name: str, name: str | None) -> None:
+    """What a reader leaves out by `after` and `until` is left out of the other stream too."""
+    async with Stream(stream_name, wire) as source, Stream(stream_name + "-c", wire) as target:
+        await send(source, make_events(30), codec="plain")
+        ids = [event_id for event_id, _ in (await events_of(source))[0]]
+        reader = Reader(source, after={0: ids[9]}, until={0: ids[19]})
+        assert (await replay.to_stream(reader, target, name=name)).events == 10
+        assert await events_in(target) == make_events(10, first=10)
 
 
 async def test_notes_that_do_not_fit(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pytest
 from pyarrow import csv
 from typer.testing import CliRunner
 
-from standpipe import Event, Producer, Reader, Stream, replay
+from standpipe import Event, Reader, Stream, replay
 from standpipe.archive import Archive, Archiver
 from standpipe.cli import app
 from standpipe.errors import ConfigError, ReplayFileError
@@ -23,8 +23,9 @@ from standpipe.formats import ReadOptions, read_events
 from standpipe.wire import Server
 from tests.conditions import eventually
 from tests.servers.commands import run
-from tests.servers.entries import events_of, make_events, numbers
+from tests.servers.entries import events_in, make_events, numbers
 from tests.servers.fleet import TestServer
+from tests.servers.working import send
 
 MIXED = [
     Event("a", 1_700_000_000_000, {"n": 0, "volts": 230, "note": "ok"}),
@@ -38,29 +39,6 @@ MIXED = [
 def server_name() -> str:
     """What is written does not depend on the server; test_replay.py reads from all of them."""
     return "valkey-9.1"
-
-
-@pytest.fixture
-async def wire(server: TestServer) -> AsyncIterator[Server]:
-    async with Server(server.url) as found:
-        yield found
-
-
-@pytest.fixture
-async def stream(wire: Server, stream_name: str) -> AsyncIterator[Stream]:
-    async with Stream(stream_name, wire) as found:
-        yield found
-
-
-async def send(stream: Stream, events: list[Event], codec: str = "rows") -> None:
-    async with Producer(stream, codec=codec) as producer:
-        await (await producer.send_many(events))
-
-
-async def events_in(stream: Stream) -> list[Event]:
-    """All events of a stream, read past the code under test, by n."""
-    found = [event for shard in await events_of(stream) for _, event in shard]
-    return sorted(found, key=lambda event: event.fields["n"])
 
 
 def names_in(folder: Path) -> list[str]:

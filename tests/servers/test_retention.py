@@ -376,6 +376,31 @@ async def test_janitors_of_a_cluster(
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_janitors_beside_keys_of_others(
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What looks like a definition and is none keeps no other stream from being kept; it is said
+    once, and `retain --once` fails after it has kept the rest."""
+    monkeypatch.setattr("standpipe.retention.janitors.RETAIN_FIND_MS", 20)
+    server = own_server("valkey-9.1")
+    server.command("HSET", "{a}:definition", "n", 1)
+    server.command("SET", "{b}:definition", "text")
+    async with Server(server.url) as wire, Stream("z", wire, codec="plain", max_len=10):
+        add(server, "z", 30)
+        task = asyncio.create_task(Janitors(wire).run())
+        await eventually(lambda: server.command("XLEN", "z") <= 5)
+        scans = calls(server, "scan")
+        await eventually(lambda: calls(server, "scan") > scans + 3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [text.partition(":")[0] for text in said] == ["retention of a", "retention of b"]
+        add(server, "z", 20, ms=now_ms() + 1_000)
+        once = await asyncio.to_thread(run, "retain", "--once", url=server.url)
+        assert once.returncode == 1 and "a: " in once.stderr and "b: " in once.stderr
+        assert server.command("XLEN", "z") == 5
+
+
 async def test_steps_are_short(server: TestServer, stream_name: str) -> None:
     """However much there is to trim, the server does it in steps of bounded size."""
     async with Stream(stream_name, server.url, max_len=1) as stream:

@@ -124,6 +124,9 @@ class Archiver:
     async def run(self, *, follow: bool = False) -> ArchiverStats:
         """Archive all that is in the stream now; with ``follow`` also what comes, until stopped.
 
+        A shard whose cursor is removed meanwhile (``detach --force``) is left there until the next
+        turn, without ``follow`` until the next run; ``said`` has it.
+
         Raises:
             StreamNotFoundError: without ``follow``: it does not exist.
             ArchiveError, ServerError: the place or the server refuses; without ``follow`` also

@@ -55,6 +55,7 @@ def retain(
     idle_ms_min = idle_ms(idle, settings)
 
     async def run() -> None:
+        from standpipe.errors import StandpipeError
         from standpipe.retention import find_streams
         from standpipe.stream import Stream
         from standpipe.wire import Server
@@ -64,21 +65,31 @@ def retain(
                 await _until_stopped(server, streams)
                 return
             found: list[dict[str, Any]] = []
+            failed: list[StandpipeError] = []
             for name in streams or await find_streams(server):
-                async with Stream(name, server) as stream:
-                    if streams:
-                        await stream.require()
-                    elif not await stream.exists():
-                        # Defined, and not there yet.
-                        continue
-                    if dry_run:
-                        found.append(await _look(stream, idle_ms_min, quiet=as_json))
-                    else:
-                        found.append(await _trim(stream, quiet=as_json))
+                try:
+                    async with Stream(name, server) as stream:
+                        if streams:
+                            await stream.require()
+                        elif not await stream.exists():
+                            # Defined, and not there yet.
+                            continue
+                        if dry_run:
+                            found.append(await _look(stream, idle_ms_min, quiet=as_json))
+                        else:
+                            found.append(await _trim(stream, quiet=as_json))
+                except StandpipeError as error:
+                    if error.retryable:
+                        raise
+                    # It may be somebody else's key of such a name: the others come all the same.
+                    failed.append(error)
+                    typer.echo(f"{name}: {error.message}", err=True)
             if as_json:
                 print_json({"dry_run": dry_run, "streams": found})
             elif not found:
                 typer.echo("no stream of this server has limits")
+            if failed:
+                raise failed[0]
 
     run_async(run())
 

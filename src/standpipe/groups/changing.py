@@ -203,9 +203,9 @@ async def move_group(
         ConfigError, EventError: a point that is none, or in the future.
         ServerError: the server cannot be reached or refuses; it may then be moved on some shards.
 
-    Cost: XGROUP SETID per shard. Counting: a script per COUNT_PAGE_ENTRIES entries; all of them, up
-        to ``count_max``, or a sample of COUNT_SAMPLE_ENTRIES where the lag is known and the point
-        lies at an end of the stream.
+    Cost: XGROUP SETID and a script per shard. Counting: a script per COUNT_PAGE_ENTRIES entries;
+        all of them, up to ``count_max``, or a sample of COUNT_SAMPLE_ENTRIES where the lag is known
+        and the point lies at an end of the stream.
     """
     wanted = _last_delivered(to, "to")
     found = await find_group(stream, group, shard)
@@ -222,8 +222,16 @@ async def move_group(
         _require_kept(stream, wanted, kept)
     moves = [await _move(stream, each, wanted, count_max, kept[each.shard]) for each in found]
     if not dry_run:
-        for each in moves:
+        for at, each in enumerate(moves):
             await stream.server.call("XGROUP", "SETID", each.key, group, each.after, key=each.key)
+            # Nothing behind the point was the group's until now: it may have gone while it was
+            # counted.
+            now = await read_kept(stream, each.shard)
+            moves[at] = msgspec.structs.replace(
+                each,
+                lacks=_lacks(now, wanted),
+                oldest=None if now.first is None else now.first.entry,
+            )
     return moves
 
 

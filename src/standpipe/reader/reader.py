@@ -25,7 +25,15 @@ from standpipe.reader.following import followed
 from standpipe.reader.kept import Gap, Kept
 from standpipe.reader.merging import merged_batches, merged_tables
 from standpipe.reader.pace import Pace, PaceBy, Speed
-from standpipe.reader.points import BEGIN, Bounds, Point, first_event, last_event, shown_point
+from standpipe.reader.points import (
+    BEGIN,
+    Bounds,
+    Point,
+    first_event,
+    last_event,
+    shown_point,
+    whole,
+)
 from standpipe.reader.selecting import Choice
 from standpipe.reader.source import Findings, Source, Way, read_kept, retried
 from standpipe.stream import Stream
@@ -147,18 +155,38 @@ class Reader:
         """A reader as this one, that goes on elsewhere; gaps and ``undecodable`` are shared.
 
         Args:
-            after, until: As for a new one. With ``until`` it does not follow.
+            after: As for a new one.
+            until: Likewise, and then it does not follow; default: this one's.
             start: Of shards that are not in ``after``; default: this one's.
             end: Default: this one's.
         """
         options: dict[str, Any] = {**self._options, "follow": self._follow and until is None}
-        found = Reader(self.stream, after=after, until=until, **options)
+        ends = self._until if until is None else until
+        found = Reader(self.stream, after=after, until=ends, **options)
         found._bounds = Bounds(
             self._bounds.start if start is None else start, self._bounds.end if end is None else end
         )
         found._is_from_now = self._is_from_now and not after
         found._findings = self._findings
         return found
+
+    async def begins(self) -> dict[int, EventId]:
+        """Shard → event behind which it begins, whatever ``start`` says: ``after``, and of one that
+        begins with what comes from now on the newest of each shard, so that another reader can go
+        on where nothing has come yet.
+
+        Cost: nothing, or a script per shard.
+        """
+        if not self._is_from_now:
+            return dict(self._after)
+        opened_here = not self.stream.is_open
+        await self.stream.open()
+        try:
+            kept = {n: await read_kept(self.stream, n) for n in range(self.stream.shards)}
+        finally:
+            if opened_here:
+                await self.stream.close()
+        return {n: whole(each.newest) for n, each in kept.items()} | self._after
 
     @property
     def bounds(self) -> Bounds:

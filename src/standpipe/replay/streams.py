@@ -175,19 +175,24 @@ class _Copying:
 
     async def _begin(self, run: Run, *, again: bool) -> Note:
         """The note that stands there, its step sent; or a new one."""
-        bounds = self._reader.bounds
-        note = Note(self._source, str(bounds.start), str(bounds.end), uuid.uuid4().hex, now_ms())
-        if self._key is None:
-            return note
-        key = self._key
-        server = self._target.server
-        raw: bytes | None = await retried(self._target, lambda: server.call("GET", key, key=key))
-        if raw is None:
-            return note
-        self._known = raw
-        found = self._read(raw)
-        if found.is_complete:
-            return note if again else found
+        raw: bytes | None = None
+        if (key := self._key) is not None:
+            call = self._target.server.call
+            raw = await retried(self._target, lambda: call("GET", key, key=key))
+        found = None if raw is None else self._read(raw)
+        self._known = raw or b""
+        if found is not None and found.is_complete and not again:
+            return found
+        if found is None or found.is_complete:
+            bounds, begins = self._reader.bounds, await self._reader.begins()
+            return Note(
+                self._source,
+                str(bounds.start),
+                str(bounds.end),
+                uuid.uuid4().hex,
+                now_ms(),
+                done={str(shard): str(event) for shard, event in begins.items()},
+            )
         note = found
         log.warning("going on with the replay %s behind %s", self._name, note.done | note.step)
         if note.step:

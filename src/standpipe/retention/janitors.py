@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from standpipe.errors import ConfigError, StandpipeError
+from standpipe.errors import StandpipeError
 from standpipe.keyspace import definition_key
 from standpipe.limits import RETAIN_FIND_MS
 from standpipe.retention.janitor import Janitor
@@ -47,16 +47,23 @@ class Janitors:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._said: dict[str, str] = {}
+        """Stream → what was said last of why it is not kept: once, not at every look."""
 
     async def run(self) -> None:
         """Until this is cancelled."""
+        failed = 0
         try:
             while True:
                 try:
                     await self._meet(await find_streams(self._server))
+                    failed = 0
                 except StandpipeError as error:
-                    log.warning("retention: the streams of %s cannot be listed: %s (%s)",
-                                self._server.address.shown, error, error.hint)  # fmt: skip
+                    failed += 1
+                    # Ever more rarely, as a janitor does.
+                    if failed & (failed - 1) == 0:
+                        log.warning("retention: the streams of %s cannot be listed: %s (%s)",
+                                    self._server.address.shown, error, error.hint)  # fmt: skip
                 except Exception:
                     # Whatever it is, the server beside it goes on.
                     log.exception("retention failed in a way that was not foreseen")
@@ -71,6 +78,7 @@ class Janitors:
         """Start a janitor for each stream that has none; end those of streams that are gone."""
         for name in [name for name in self._tasks if name not in names]:
             self._tasks.pop(name).cancel()
+        self._said = {name: text for name, text in self._said.items() if name in names}
         for name in names:
             task = self._tasks.get(name)
             if task is not None and not task.done():
@@ -80,7 +88,13 @@ class Janitors:
                 log.warning("retention of %s begins again: %s", name, task.exception())
             try:
                 stream = await Stream(name, self._server).open()
-            except ConfigError as error:
-                log.warning("retention of %s: %s (%s)", name, error, error.hint)
+            except StandpipeError as error:
+                if error.retryable:
+                    raise
+                # Somebody else's key of such a name, or one that this user may not read: the
+                # streams behind it are kept all the same.
+                if self._said.get(name) != str(error):
+                    self._said[name] = str(error)
+                    log.warning("retention of %s: %s (%s)", name, error, error.hint)
                 continue
             self._tasks[name] = asyncio.create_task(Janitor(stream).run(), name="standpipe-janitor")
