@@ -16,6 +16,7 @@ import pytest
 from standpipe import Producer, Stream, Worker, __version__
 from standpipe.advice import Judgement, judge
 from standpipe.clock import now_ms
+from standpipe.errors import StandpipeError
 from standpipe.observe import StreamStatus, WorkerStatus, stream_status
 from standpipe.worker import presence
 from tests.conditions import eventually
@@ -264,6 +265,25 @@ async def test_a_full_server(
             await eventually(lambda: settled(stream), 20)
     assert _said(caplog, "cannot be reported") == 1
     assert worker.stats.handled == 2_000
+
+
+async def test_a_server_that_is_away(
+    own_server: OwnServer, often: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the consumer says of its server is not said once more for the reports."""
+    server = own_server(NEWEST, appendonly="yes")
+    caplog.set_level(logging.DEBUG, "standpipe.worker")
+    async with Stream("power", server.url) as stream:
+        worker = Worker(stream, "g")
+        worker.each(lambda event: None)
+        async with running(worker):
+            await eventually(lambda: workers_of(stream))
+            server.kill()
+            await eventually(lambda: _said(caplog, "cannot be reported"), 30)
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: workers_of(stream), 30, ignore=(StandpipeError,))
+    levels = {each.levelno for each in caplog.records if "reported" in each.getMessage()}
+    assert levels == {logging.DEBUG}
 
 
 def _said(caplog: pytest.LogCaptureFixture, text: str) -> int:

@@ -234,3 +234,31 @@ async def test_a_failover(
         assert last.server_before == f"127.0.0.1:{group.primary.port}"
         # In between the new primary may have been a replica still.
         assert len(found.records) <= 4
+
+
+async def test_a_server_that_is_away_while_a_handler_ends(
+    own_server: OwnServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An acknowledgement that waits while the server is away goes with whatever is first through;
+    that all is well again is said then, and not when the next one comes."""
+    server = own_server("valkey-9.1", appendonly="yes", appendfsync="always")
+    caplog.set_level(logging.DEBUG, "standpipe")
+    async with Stream("s", server.url) as stream:
+        worker = Worker(stream, "g", idle_ms_min=600)
+        found = Watched(worker, caplog)
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        @worker.batch
+        async def handle(batch: Batch) -> None:
+            begun.set()
+            await may_end.wait()
+
+        async with running(worker):
+            await send(stream, make_events(1))
+            await begun.wait()
+            server.kill()
+            may_end.set()
+            await eventually(lambda: found.retries >= 6, 20)
+            assert any("flusher: " in record.message for record in caplog.records)
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: found.states[-1][0] == "ok", 20)

@@ -147,12 +147,13 @@ async def test_large_entries_are_taken_over_within_the_limit(
 async def test_own_pending_entries_stay_within_the_limit(
     stream: Stream, server: TestServer
 ) -> None:
-    """Coming back to a long pending list, a consumer takes it in by what it has room for."""
+    """Coming back to a long pending list, a consumer takes it in by what it has room for, though
+    its reader and its sweep both do; a sweep may pass the limit by a quarter."""
     await send(stream, make_events(300), "plain")
     hand_out(server, stream, "me", 300)
     async with consuming(stream, in_flight_events_max=40) as taken:
         while taken.consumer.stats.read < 300:
-            assert taken.consumer.in_flight <= 80
+            assert taken.consumer.in_flight <= 50
             taken.ack_all()
             read = taken.consumer.stats.read
             await eventually(lambda read=read: taken.consumer.stats.read > read)

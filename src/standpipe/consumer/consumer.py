@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+from standpipe.consumer.counting import Hold
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member
 from standpipe.consumer.leases import Leases
@@ -274,8 +275,10 @@ class Consumer:
         """Write entries' delivery count to the server, so that it survives this process.
 
         Renews them as well, and notices those that are not this consumer's any more.
+
+        Cost: one round trip; counts that are asked for while it is under way go together next.
         """
-        await self._lane(shard).hold(shard, ids, deliveries)
+        await self._lane(shard).counting.write(Hold(shard, ids, deliveries))
 
     def _lane(self, shard: int) -> Lane:
         lanes = self._requeued if isinstance(shard, RequeuedShard) else self._lanes

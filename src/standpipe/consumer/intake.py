@@ -123,13 +123,18 @@ class Intake:
 
         At most half of the limits, so that the other half is worked on meanwhile.
         """
-        while self.in_flight >= self._events_max or self.in_flight_bytes >= self._bytes_max:
+        while (room := self.room()) is None:
             self._room.clear()
             await self._room.wait()
-        return Room(
+        return room
+
+    def room(self) -> Room | None:
+        """How much may be asked for now, as :meth:`wait_for_room` has it; None: nothing."""
+        room = Room(
             min(self._events_max - self.in_flight, (self._events_max + 1) // 2),
             min(self._bytes_max - self.in_flight_bytes, (self._bytes_max + 1) // 2),
         )
+        return room if min(room) > 0 else None
 
     def room_for_takeover(self) -> Room | None:
         """How much may be taken over now; None: nothing."""

@@ -19,12 +19,13 @@ from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
 from standpipe.consumer.condition import Condition
+from standpipe.consumer.counting import Counting, Hold
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
+from standpipe.consumer.links import Links
 from standpipe.errors import (
     DecodeError,
     GroupNotFoundError,
     ReplyError,
-    ScriptMissingError,
     StandpipeError,
 )
 from standpipe.event import Batch, Entry
@@ -44,7 +45,7 @@ from standpipe.limits import (
 )
 from standpipe.policy import backoff_ms, renew_every_ms
 from standpipe.stream import Stream
-from standpipe.wire import Link, pack, script
+from standpipe.wire import Link, pack
 
 log: Final = logging.getLogger("standpipe.consumer")
 
@@ -60,26 +61,24 @@ class Member(NamedTuple):
     idle_ms_min: int
 
 
-class Lane:
+class Lane(Links):
     """The shards behind one connection, or a pair: one that blocks and one that does not."""
 
     def __init__(self, member: Member, intake: Intake, shards: list[int]) -> None:
         self.member = member
         self.intake = intake
-        self.stream = member.stream
         self.shards = shards
         self.keys = [member.stream.keys[shard] for shard in shards]
+        super().__init__(member.stream, self.keys[0])
         self.held: dict[int, dict[bytes, tuple[int, int, float]]] = {shard: {} for shard in shards}
         """Per shard: entry ID → events in it, their bytes, since when it is held or renewed."""
         self._acks: list[tuple[int, list[bytes]]] = []
         self._acking: dict[int, set[bytes]] = {shard: set() for shard in shards}
+        """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
         self._swept_to: dict[int, bytes] = {}
         """Where the last sweep of a shard had to end early."""
-        """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
         self._ack_ready = asyncio.Event()
-        self._read_link: Link | None = None
-        self._control_link: Link | None = None
-        self._control = asyncio.Lock()
+        self.counting = Counting(self._hold_all)
         self._pending = asyncio.Lock()
         """Held from asking for pending entries until they are known here: the reader, which asks
         for its own, must not meet what a sweep has just made its own."""
@@ -126,38 +125,7 @@ class Lane:
         """The server has refused to settle an entry, as its shard is another consumer's."""
         self._taken_from_us(shard, entry_id)
 
-    # --- connections -----------------------------------------------------------------------------
-
-    async def _reading(self) -> Link:
-        if self._read_link is None or not self._read_link.is_open:
-            self._read_link = await self.stream.server.link(self.keys[0])
-        return self._read_link
-
-    async def _exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        """Commands that do not block, over the second connection."""
-        async with self._control:
-            if self._control_link is None or not self._control_link.is_open:
-                self._control_link = await self.stream.server.link(self.keys[0])
-            return await self._control_link.exchange(commands, len(commands))
-
-    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
-        """Commands that do not block, over the second connection; an error reply is raised."""
-        replies = await self._exchange(commands)
-        for reply in replies:
-            if isinstance(reply, StandpipeError):
-                raise reply
-        return replies
-
-    async def _run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
-        async with self._control:
-            if self._control_link is None or not self._control_link.is_open:
-                self._control_link = await self.stream.server.link(self.keys[0])
-            return await self._control_link.run(script(name), keys, *arguments)
-
-    async def close(self) -> None:
-        for link in (self._read_link, self._control_link):
-            if link is not None:
-                await link.close()
+    # --- trouble ---------------------------------------------------------------------------------
 
     async def _pause(
         self, who: str, error: StandpipeError, attempt: int, *links: Link | None
@@ -181,11 +149,6 @@ class Lane:
         """What a loop could not do, it has done."""
         if self.condition.is_waiting:
             self.condition.through(who, self._server())
-
-    def _server(self) -> str:
-        """Where this lane is connected to."""
-        links = (self._control_link, self._read_link)
-        return next((link.peer for link in links if link is not None and link.is_open), "")
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -230,12 +193,12 @@ class Lane:
             return "0"  # Whatever will be found there has come since.
         if isinstance(info, StandpipeError):
             raise info
-        if _entry_order(info[b"last-generated-id"]) < _entry_order(reached):
+        if entry_order(info[b"last-generated-id"]) < entry_order(reached):
             return "0"  # It was deleted and has begun anew, or was set back.
         unsettled = [*self.held[shard], *self._acking[shard]]
         if not unsettled:
             return reached.decode()
-        ms, seq = _entry_order(min(unsettled, key=_entry_order))
+        ms, seq = entry_order(min(unsettled, key=entry_order))
         return f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
 
     async def _learn_reached(self) -> None:
@@ -305,7 +268,9 @@ class Lane:
 
     async def _read_count(self) -> int:
         """Wait for room; return how many entries of each shard may be asked for."""
-        room = await self.intake.wait_for_room()
+        return self._entries_each(await self.intake.wait_for_room())
+
+    def _entries_each(self, room: Room) -> int:
         return max(1, min(READ_COUNT, self._entries_in(room) // len(self.stream.keys)))
 
     def _entries_in(self, room: Room) -> int:
@@ -317,8 +282,12 @@ class Lane:
         Not by XREADGROUP with an ID: that would count as one more delivery of all that is held.
         """
         member = self.member
-        count = await self._read_count()
+        await self.intake.wait_for_room()
         async with self._pending:
+            # Asked for here: while this waited for its turn a sweep may have filled the room.
+            if (room := self.intake.room()) is None:
+                return
+            count = self._entries_each(room)
             pages = await self.ask(
                 [
                     pack(
@@ -478,8 +447,10 @@ class Lane:
     async def flush_loop(self) -> None:
         attempt = 0
         while True:
-            await self._ack_ready.wait()
-            await asyncio.sleep(ACK_GRACE_MS / 1000)
+            if not attempt:
+                await self._ack_ready.wait()
+                await asyncio.sleep(ACK_GRACE_MS / 1000)
+            # After an error a read may have taken them along: then there is nothing to wait for.
             try:
                 await self.flush()
                 attempt = 0
@@ -538,30 +509,41 @@ class Lane:
 
     # --- renewing and taking over ----------------------------------------------------------------
 
-    async def hold(self, shard: int, ids: list[bytes], deliveries: int | None = None) -> None:
+    async def hold(self, shard: int, ids: list[bytes]) -> None:
         """Renew entries; forget those that have become another consumer's, or were deleted."""
-        member, held = self.member, self.held[shard]
-        count = "" if deliveries is None else deliveries
+        await self._hold_all([Hold(shard, ids)])
+
+    async def _hold_all(self, holds: Sequence[Hold]) -> None:
+        """Renew entries, all in one round trip: while handlers keep the loop busy each takes long.
+
+        Raises:
+            StandpipeError: one of them was refused; what was answered for the others is known.
+        """
         parts = [
-            ids[start : start + IDS_PER_COMMAND_MAX]
+            Hold(shard, ids[start : start + IDS_PER_COMMAND_MAX], count)
+            for shard, ids, count in holds
             for start in range(0, len(ids), IDS_PER_COMMAND_MAX)
         ]
-        keys, hold = (self.stream.keys[shard],), script("hold")
-        # All at once: while handlers keep the loop busy each round trip takes long.
-        replies = await self._exchange(
-            [hold.pack(keys, member.group, member.name, count, *part) for part in parts]
-        )
-        for part, reply in zip(parts, replies, strict=True):
-            if isinstance(reply, ScriptMissingError):
-                gone, deleted = await self._run(
-                    "hold", keys, member.group, member.name, count, *part
+        member = self.member
+        replies = await self._run_all(
+            "hold",
+            [
+                (
+                    (self.stream.keys[shard],),
+                    (member.group, member.name, "" if count is None else count, *ids),
                 )
-            elif isinstance(reply, StandpipeError):
-                raise reply
-            else:
-                gone, deleted = reply
-            now = time.monotonic()
-            for entry_id in part:
+                for shard, ids, count in parts
+            ],
+        )
+        now = time.monotonic()
+        refused: StandpipeError | None = None
+        for (shard, ids, _), reply in zip(parts, replies, strict=True):
+            if isinstance(reply, StandpipeError):
+                refused = reply
+                continue
+            gone, deleted = reply
+            held = self.held[shard]
+            for entry_id in ids:
                 if known := held.get(entry_id):
                     held[entry_id] = (*known[:2], now)
             for entry_id in gone:
@@ -569,6 +551,8 @@ class Lane:
             lost = [entry_id for entry_id in deleted if self._forget(shard, entry_id)]
             if lost:
                 await self._clear_lost(shard, lost)
+        if refused is not None:
+            raise refused
 
     def _forget(self, shard: int, entry_id: bytes) -> bool:
         """Hold an entry no longer; returns whether it was held until now."""
@@ -627,7 +611,7 @@ class Lane:
         for shard in self.shards:
             old = [i for i, (_, _, since) in self.held[shard].items() if since <= limit]
             if old:
-                await self.hold(shard, sorted(old, key=_entry_order))
+                await self.hold(shard, sorted(old, key=entry_order))
 
     async def _sweep(self) -> tuple[float, bool]:
         """Take over what has been idle for too long, to the end of each shard's pending list.
@@ -639,16 +623,18 @@ class Lane:
         dies, is_cut = math.inf, False
         for shard in self.shards:
             cursor = self._swept_to.pop(shard, b"0-0")
-            while room := self.intake.room_for_takeover():
-                count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
+            while True:
                 async with self._pending:
+                    # Asked for here: while this waited for its turn the reader may have filled it.
+                    if (room := self.intake.room_for_takeover()) is None:
+                        self._swept_to[shard] = cursor
+                        is_cut = True
+                        break
+                    count = max(1, min(CLAIM_COUNT, self._entries_in(room)))
                     cursor, wait = await self._claim(shard, cursor, count)
                 dies = min(dies, wait)
                 if cursor == b"0-0":
                     break
-            else:
-                self._swept_to[shard] = cursor
-                is_cut = True
         return dies, is_cut
 
     def _next_death(self, consumers: list[Any]) -> float:
@@ -781,6 +767,6 @@ def _parts(letters: Sequence[list[bytes]]) -> list[list[list[bytes]]]:
     return parts
 
 
-def _entry_order(entry_id: bytes) -> tuple[int, int]:
+def entry_order(entry_id: bytes) -> tuple[int, int]:
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)

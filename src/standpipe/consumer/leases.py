@@ -221,7 +221,7 @@ class Leases:
         try:
             replies = await lane.lease(calls)
         except StandpipeError as error:
-            await lane.recover(error)
+            await self._recover(lane, error)
             return
         for shard, (owner, fence, left_ms) in zip(lane.shards, replies, strict=True):
             lease = mine.get(shard)

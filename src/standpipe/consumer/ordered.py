@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.consumer.intake import Intake
-from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.lane import Lane, Member, entry_order
 from standpipe.consumer.leases import Lease, Leases, lease_keys
-from standpipe.errors import GroupNotFoundError, ScriptMissingError, StandpipeError
+from standpipe.errors import GroupNotFoundError, StandpipeError
 from standpipe.keyspace import side_key
 from standpipe.limits import (
     FORGET_IDLES_MIN,
@@ -24,7 +24,7 @@ from standpipe.limits import (
     READ_BLOCK_MS,
     READ_COUNT,
 )
-from standpipe.wire import pack, script
+from standpipe.wire import pack
 
 log: Final = logging.getLogger("standpipe.consumer")
 
@@ -111,22 +111,6 @@ class OrderedLane(Lane):
             self._forget(shard, entry_id)
         self._full.discard(shard)
         self.dropped(shard)
-
-    async def _run_all(
-        self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
-    ) -> list[Any]:
-        """A script for several shards, in one round trip; error replies stand in their places."""
-        if not calls:
-            return []
-        known = script(name)
-        replies = await self._exchange([known.pack(keys, *given) for keys, given in calls])
-        # Another client may teach the server the script in between: then some were executed.
-        missing = [n for n, reply in enumerate(replies) if isinstance(reply, ScriptMissingError)]
-        if missing:
-            again = [known.pack(calls[n][0], *calls[n][1], whole=True) for n in missing]
-            for n, reply in zip(missing, await self._exchange(again), strict=True):
-                replies[n] = reply
-        return replies
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -216,7 +200,7 @@ class OrderedLane(Lane):
                      extra=self.facts(shard, "taken_over"))  # fmt: skip
         if new := [entry_id for entry_id in ids if not self.knows(shard, entry_id)]:
             await self._take_pending(shard, new)
-        lease.cursor = b"(" + max((*ids, *deleted), key=_order)
+        lease.cursor = b"(" + max((*ids, *deleted), key=entry_order)
 
     async def _ask_reached(self, shard: int) -> None:
         """Learn up to where the group has been given a shard; only its owner moves that."""
@@ -356,8 +340,3 @@ class OrderedLane(Lane):
                 log.debug("the group is gone; nobody to forget")
             except StandpipeError as error:
                 await self._pause("keeper", error, 1, self._control_link)
-
-
-def _order(entry_id: bytes) -> tuple[int, int]:
-    ms, _, seq = entry_id.partition(b"-")
-    return int(ms), int(seq)

@@ -21,7 +21,7 @@ import msgspec
 
 from standpipe.clock import now_ms
 from standpipe.consumer import Consumer, cancel_tasks
-from standpipe.errors import StandpipeError
+from standpipe.errors import ServerFullError, StandpipeError
 from standpipe.limits import LOOP_LATE_MS, REPORT_LOOK_MS, REPORT_MS, REPORT_TTL_MS
 from standpipe.wire import script
 from standpipe.worker.context import WorkerStats
@@ -119,7 +119,7 @@ class Presence:
         self._since = now_ms()
         self._tasks: list[asyncio.Task[None]] = []
         self._trouble: type[StandpipeError] | None = None
-        """What kept the last report from the server."""
+        """What has been logged to keep the reports from the server."""
         self._kind: Kind
         self._version: str
 
@@ -234,8 +234,11 @@ class Presence:
                 script("report"), keys, consumer.name, REPORT_TTL_MS, report
             )
         except StandpipeError as error:
-            # The worker has its own word with the server; this one is only about being seen.
-            if type(error) is not self._trouble:
+            # This is only about being seen. What the consumer meets as well, it logs; a server
+            # without memory still takes what that sends.
+            if error.retryable and not isinstance(error, ServerFullError):
+                log.debug("what %s does cannot be reported: %s", consumer.name, error)
+            elif type(error) is not self._trouble:
                 self._trouble = type(error)
                 log.warning("what %s does cannot be reported: %s (%s)",
                             consumer.name, error, error.hint)  # fmt: skip
