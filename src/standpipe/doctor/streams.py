@@ -307,7 +307,7 @@ def _group(look: _Look, name: str) -> Iterator[Finding]:
     if ages and max(ages) > PENDING_AGE_MS_MAX:
         yield look.finding(
             PENDING_AGE, "warning", f"group {name}: pending since {max(ages) // 1000:,} s",
-            f"`standpipe pending {stream} {name} --detail` names the entry, its consumer and its "
+            f"`standpipe pending {stream} {name}` names the entry, its consumer and its "
             "deliveries.",
         )  # fmt: skip
     yield from _dead_consumers(look, name, groups)
