@@ -11,9 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
+from standpipe.doctor import certificate, server
 from standpipe.doctor import repair as repairing
-from standpipe.doctor import server
+from standpipe.doctor.certificate import check_certificate
 from standpipe.doctor.finding import Finding
 from standpipe.doctor.reading import node_urls, read_server
 from standpipe.doctor.repair import repair
@@ -196,3 +203,33 @@ async def test_configuration_of_another(own_server: OwnServer) -> None:
         other.kill()
         other.wait()
     assert found.repair is None and "chown" in found.fix
+
+
+# --- certificates --------------------------------------------------------------------------------
+
+
+async def test_locked_key(tls_server: OwnServer, tmp_path: Path) -> None:
+    """A client's key that is locked is opened with the URL's password; without one that is a
+    finding, and nobody is asked at the terminal."""
+    target = tls_server()
+    files = target.certificates
+    assert files is not None
+    key = load_pem_private_key(files.client_key.read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open sesame")
+        )
+    )
+    url = f"{target.url}&ssl_certfile={files.client}&ssl_keyfile={locked}"
+    (found,) = await check_certificate(url, "s")
+    assert "handshake failed" in found.evidence
+    ours, theirs = await check_certificate(f"{url}&ssl_password=open%20sesame", "s")
+    assert "ends in" in ours.evidence and "ends in" in theirs.evidence
+
+
+async def test_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra that reads certificates they are a note, not a traceback."""
+    monkeypatch.setattr(certificate, "find_spec", lambda _: None)
+    (found,) = await check_certificate("rediss://127.0.0.1:1", "s")
+    assert found.level == "note" and "not checked" in found.evidence
