@@ -793,6 +793,9 @@ HOT_KEY_PERCENT: Final = 25
 SAMPLE_EVENTS: Final = 2_000
 """Events that are read from a shard's end to find hot keys and big entries."""
 
+SAMPLE_BYTES: Final = 8 * 1024 * 1024
+"""What such a sample may have on the wire, about."""
+
 ENTRY_BYTES_LARGE: Final = 1024 * 1024
 """An entry that is larger holds its connection, and the server, up."""
 

@@ -665,13 +665,12 @@ class Server:
             link = self._shared[node] = await self.link(key)
         return link
 
-    async def scan(self, pattern: str) -> list[bytes]:
-        """The keys that match a pattern, on all primaries; those added meanwhile may be missing.
+    async def scan(self, pattern: str, *only: str) -> list[bytes]:
+        """The keys that match, on all primaries; those added meanwhile may be missing.
 
-        Raises:
-            ServerError: a server cannot be reached or refuses.
+        ``only`` narrows it further: ``"TYPE", "stream"``.
 
-        Cost: SCAN over all keys, a thousand at a time.
+        Cost: SCAN over all keys, a thousand at a time; ServerError where one refuses.
         """
         keys = {"": ""}
         if self.is_cluster:
@@ -684,7 +683,7 @@ class Server:
             link, cursor = await self.link(key), None
             try:
                 while cursor != b"0":
-                    command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
+                    command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000, *only)
                     cursor, page = await link.call(*command)
                     found.update(page)
             finally:

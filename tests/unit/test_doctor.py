@@ -21,7 +21,6 @@ from standpipe.doctor.machine import LocalServer, Machine, check_machine
 from standpipe.doctor.repair import repair
 from standpipe.doctor.run import HISTORY
 from standpipe.doctor.streams import stream_name
-from standpipe.doctor.trend import Sample, is_growing, judge
 from standpipe.keyspace import shard_keys, side_key
 from standpipe.wire import _BY_CODE  # pyright: ignore[reportPrivateUsage]
 from tests.doctoring import of, only, provokes
@@ -236,42 +235,6 @@ def test_newest_of_each_line_is_clean() -> None:
             if ends:
                 newest = max(ends)
                 assert advisories_for(product, newest) == [], (product, newest)
-
-
-# --- trends --------------------------------------------------------------------------------------
-
-
-def window(*lags: int | None, moves: bool = True, pending: int = 0) -> list[Sample]:
-    return [
-        Sample(n * 1000, lag, pending, (f"{n if moves else 0}-0",), ("",))
-        for n, lag in enumerate(lags)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("samples", "trend"),
-    [
-        (window(0, 0, 0, moves=False), "idle"),
-        (window(5_000, 0, 9_000), "fine"),
-        (window(9_000, 8_000, 8_500, 100), "catching_up"),
-        (window(100, 90, 100), "behind"),
-        (window(100, 100, 100), "behind"),
-        (window(10, 20, 20, 35), "falling_behind"),
-        (window(1_000_000, 1_000_000, moves=False), "stopped"),
-        (window(10, 20, 30, moves=False), "stopped"),
-        (window(None, None), "unknown"),
-        (window(None, None, moves=False), "stopped"),
-    ],
-)
-def test_trend(samples: list[Sample], trend: str) -> None:
-    """The direction decides, not the size: a large lag that shrinks is well, a small one that
-    nobody touches is not."""
-    assert judge(samples) == trend
-
-
-def test_growing() -> None:
-    assert is_growing([1, 1, 5]) and not is_growing([1, 9, 5]) and not is_growing([5, 5, 5])
-    assert not is_growing([5])
 
 
 # --- which key is which stream's -----------------------------------------------------------------

@@ -23,9 +23,7 @@ EXAMPLE = "Example: standpipe doctor power_grid_stream --log /var/log/redis/redi
 def doctor(
     streams: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="The streams to look at [default: all; of a cluster none]", show_default=False
-        ),
+        typer.Argument(help="The streams to look at [default: all]", show_default=False),
     ] = None,
     url: Url = None,
     log: Annotated[

@@ -78,7 +78,7 @@ async def examine(
 
     Args:
         url: The server's URL; of a cluster every node is looked at.
-        names: The streams to look at; none: all that there are (of a cluster: none).
+        names: The streams to look at; none: all that there are.
         log: The server's log file.
         window_ms: How long lag and load are watched, ms.
         state: Where the counters of the last look are kept; default: in the user's state folder.
@@ -160,7 +160,7 @@ async def _streams(
     opened: Server, names: Sequence[str], found: Report, history: History, window_ms: int
 ) -> None:
     wanted = list(names)
-    if not wanted and not opened.is_cluster:
+    if not wanted:
         wanted = await find_streams(opened)
 
     async def look(name: str) -> None:

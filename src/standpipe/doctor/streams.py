@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from standpipe.advice import Judgement, judge
 from standpipe.codec import decode_entry
 from standpipe.doctor.finding import MANUAL, Check, Finding, Level
 from standpipe.doctor.history import Counters
-from standpipe.doctor.trend import Sample, Trend, is_growing, judge
 from standpipe.errors import DecodeError, NotPermittedError, StandpipeError
 from standpipe.keyspace import slot
 from standpipe.limits import (
@@ -20,6 +20,7 @@ from standpipe.limits import (
     HOT_KEY_PERCENT,
     HOT_SHARD_RATIO,
     PENDING_AGE_MS_MAX,
+    SAMPLE_BYTES,
     SAMPLE_EVENTS,
     STREAMS_LOOKED_AT_MAX,
     UNREAD_GROUP_MS,
@@ -114,11 +115,6 @@ CHECKS: Final = (
     NODES,    HOT_KEY, BIG_ENTRIES, NO_LIMIT, UNREADABLE,
 )  # fmt: skip
 
-_LAG_LEVELS: Final[dict[Trend, tuple[Level, str]]] = {
-    "falling_behind": ("warning", "its lag grows"),
-    "stopped": ("critical", "it stands still: nothing was given out or acknowledged"),
-}
-
 
 @dataclass(slots=True)
 class StreamFacts:
@@ -146,21 +142,13 @@ class StreamFacts:
 
 
 async def find_streams(server: Server) -> list[str]:
-    """The names of the streams on a server that is no cluster, side keys left out.
+    """The names of the streams on a server, with a definition or without, side keys left out.
 
-    Cost: SCAN over all keys, 1,000 at a time; it stops at STREAMS_LOOKED_AT_MAX.
+    Cost: SCAN over all keys of all primaries.
     """
-    names: dict[str, None] = {}
-    cursor = b"0"
-    while True:
-        cursor, keys = await server.call(
-            "SCAN", cursor, "COUNT", 1000, "TYPE", "stream", key="standpipe"
-        )
-        for key in keys:
-            if name := stream_name(key.decode("utf-8", "replace")):
-                names[name] = None
-        if cursor == b"0" or len(names) >= STREAMS_LOOKED_AT_MAX:
-            return sorted(names)[:STREAMS_LOOKED_AT_MAX]
+    keys = await server.scan("*", "TYPE", "stream")
+    found = {stream_name(key.decode("utf-8", "replace")) for key in keys}
+    return sorted(name for name in found if name is not None)[:STREAMS_LOOKED_AT_MAX]
 
 
 def stream_name(key: str) -> str | None:
@@ -211,21 +199,27 @@ async def _nodes(stream: Stream) -> Counter[str]:
 async def _sample(stream: Stream) -> AsyncIterator[tuple[list[str], tuple[str, int]]]:
     """The devices in each of the last entries of every shard, with the entry and its size."""
     for key in stream.keys:
-        events = 0
-        entries = await stream.server.call("XREVRANGE", key, "+", "-", "COUNT", 100, key=key)
-        for entry_id, fields in entries:
-            size = sum(map(len, fields))
-            try:
-                batch = decode_entry(entry_id, fields, stream.definition.layout).events()
-            except DecodeError:
-                # A worker turns it into a dead letter, which has its own check.
-                yield [], (f"{key} {entry_id.decode()}", size)
-                continue
-            found = [event.key for event in batch if event.key is not None]
-            yield found, (f"{key} {entry_id.decode()}", size)
-            events += len(found)
-            if events >= SAMPLE_EVENTS:
-                break
+        events, end, count = 0, "+", 4
+        # A few first: entries may be blocks of megabytes.
+        while events < SAMPLE_EVENTS and count:
+            page = await stream.server.call("XREVRANGE", key, end, "-", "COUNT", count, key=key)
+            sizes = [sum(map(len, fields)) for _, fields in page]
+            for (entry_id, fields), size in zip(page, sizes, strict=True):
+                found = _devices(entry_id, fields, stream)
+                yield found, (f"{key} {entry_id.decode()}", size)
+                events += len(found)
+            is_all = len(page) < count or count > 4
+            count = 0 if is_all or max(sizes) > SAMPLE_BYTES // 100 else 100
+            end = f"({page[-1][0].decode()}" if page else ""
+
+
+def _devices(entry_id: bytes, fields: list[bytes], stream: Stream) -> list[str]:
+    try:
+        events = decode_entry(entry_id, fields, stream.definition.layout).events()
+    except DecodeError:
+        # A worker turns it into a dead letter, which has its own check.
+        return []
+    return [event.key for event in events if event.key is not None]
 
 
 class _Look(NamedTuple):
@@ -244,9 +238,8 @@ def check_stream(facts: StreamFacts, more: Counters | None) -> Iterator[Finding]
         more: By how much its counters grew since the last look; None when there was none.
     """
     look = _Look(facts, more)
-    names = sorted({group.name for shard in facts.last.shards for group in shard.groups})
-    for name in names:
-        yield from _group(look, name)
+    for judged in judge(facts.looks):
+        yield from _group(look, judged)
     yield from _kept(look)
     yield from _spread(look)
 
@@ -255,32 +248,14 @@ def _groups(status: StreamStatus, name: str) -> list[GroupStatus]:
     return [group for shard in status.shards for group in shard.groups if group.name == name]
 
 
-def _sample_of(status: StreamStatus, name: str) -> Sample:
-    groups = _groups(status, name)
-    lags = [group.lag for group in groups]
-    known = [lag for lag in lags if lag is not None]
-    return Sample(
-        at_ms=status.read_at,
-        lag=sum(known) if len(known) == len(lags) else None,
-        pending=sum(group.pending for group in groups),
-        delivered=tuple(group.last_delivered for group in groups),
-        # The age grows with the clock: what matters is when the oldest was added.
-        oldest=tuple(
-            "" if group.oldest_pending_ms is None else str(status.read_at - group.oldest_pending_ms)
-            for group in groups
-        ),
-    )
-
-
-def _group(look: _Look, name: str) -> Iterator[Finding]:
-    last = look.facts.last
-    samples = [_sample_of(status, name) for status in look.facts.looks]
-    groups = _groups(last, name)
+def _group(look: _Look, judged: Judgement) -> Iterator[Finding]:
+    last, name = look.facts.last, judged.group
+    groups, stream = _groups(last, name), last.name
     consumers = [each for group in groups for each in group.consumers]
-    lag, stream = samples[-1].lag, last.name
-    told = "unknown" if lag is None else f"{lag:,}"
     is_unread = all(each.idle_ms >= UNREAD_GROUP_MS for each in consumers)
-    if is_unread and lag != 0:
+    if is_unread and any(group.lag != 0 for group in groups):
+        lags = [group.lag for group in groups if group.lag is not None]
+        told = f"{sum(lags):,}" if len(lags) == len(groups) else "unknown"
         who = "no consumers" if not consumers else f"{len(consumers)} consumers, all gone"
         yield look.finding(
             UNREAD_GROUP, "warning",
@@ -288,17 +263,9 @@ def _group(look: _Look, name: str) -> Iterator[Finding]:
             f"Start its workers, or `standpipe group delete {stream} {name}` if nobody needs it.",
         )  # fmt: skip
     else:
-        trend = judge(samples)
-        if trend in _LAG_LEVELS:
-            level, what = _LAG_LEVELS[trend]
-            over = (samples[-1].at_ms - samples[0].at_ms) / 1000
-            lags = " → ".join("unknown" if s.lag is None else f"{s.lag:,}" for s in samples)
-            yield look.finding(
-                LAG, level, f"group {name}: {what}; lag {lags} over {over:.1f} s",
-                f"`standpipe status {stream}` says whether more workers would help.",
-            )  # fmt: skip
-    counts = [sample.pending for sample in samples]
-    if is_growing(counts):
+        yield from _lag(look, judged)
+    counts = [sum(g.pending for g in _groups(status, name)) for status in look.facts.looks]
+    if counts == sorted(counts) and counts[0] < counts[-1]:
         yield look.finding(
             PENDING_GROWTH, "warning", f"group {name}: {counts[0]:,} → {counts[-1]:,} pending",
             f"`standpipe pending {stream} {name}` shows who holds them: a slow or hanging handler.",
@@ -307,10 +274,41 @@ def _group(look: _Look, name: str) -> Iterator[Finding]:
     if ages and max(ages) > PENDING_AGE_MS_MAX:
         yield look.finding(
             PENDING_AGE, "warning", f"group {name}: pending since {max(ages) // 1000:,} s",
-            f"`standpipe pending {stream} {name}` names the entry, its consumer and its "
-            "deliveries.",
+            f"`standpipe pending {stream} {name}` names its consumer and its deliveries.",
         )  # fmt: skip
     yield from _dead_consumers(look, name, groups)
+
+
+def _lag(look: _Look, judged: Judgement) -> Iterator[Finding]:
+    """By its direction, as `standpipe status` judges it."""
+    trend, stream = judged.trend, look.facts.last.name
+    looks = [_groups(status, judged.group) for status in look.facts.looks]
+    has_moved = len({_position(groups) for groups in looks}) > 1
+    waits = "unknown" if trend.backlog is None else f"{trend.backlog:,}"
+    over = f"over {trend.window_ms / 1000:.1f} s"
+    is_unread = any(group.lag != 0 for group in looks[-1])
+    if is_unread and trend.behind_ms and not has_moved:
+        # Handlers that take longer than the window look the same, but for what they hold.
+        is_held = any(group.pending for group in looks[-1])
+        level: Level = "warning" if is_held else "critical"
+        yield look.finding(
+            LAG, level,
+            f"group {judged.group}: it stands still, nothing was given out or acknowledged {over}; "
+            f"{waits} entries wait",
+            f"`standpipe status {stream}` says who works, and on what.",
+        )  # fmt: skip
+    elif trend.direction == "growing":
+        yield look.finding(
+            LAG, "warning",
+            f"group {judged.group}: its backlog grows, {waits} entries wait, the oldest for "
+            f"{(trend.behind_ms or 0) / 1000:,.1f} s; looked at {over}",
+            f"`standpipe status {stream}` says whether more workers would help.",
+        )  # fmt: skip
+
+
+def _position(groups: list[GroupStatus]) -> tuple[object, ...]:
+    """What changes when a group is given something or acknowledges something."""
+    return tuple((group.last_delivered, group.pending) for group in groups)
 
 
 def _dead_consumers(look: _Look, name: str, groups: list[GroupStatus]) -> Iterator[Finding]:
