@@ -69,7 +69,9 @@ async def test_dead_node(cluster: Callable[..., TestCluster], tmp_path: Path) ->
     three = cluster("valkey-9.1", **{"cluster-node-timeout": "60000"})
     os.kill(three.nodes[2].pid, signal.SIGKILL)
     report = await visit(three.url, tmp_path)
-    assert str(three.nodes[2].port) in only(REACHED, report.findings).place
+    # Of the cluster as a whole there may be one too: its streams cannot be looked for either.
+    places = [each.place for each in of(REACHED, report.findings)]
+    assert any(str(three.nodes[2].port) in place for place in places)
     assert {each.rpartition(":")[2] for each in report.servers} == {
         str(node.port) for node in three.nodes[:2]
     }
