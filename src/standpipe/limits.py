@@ -802,5 +802,8 @@ ENTRY_BYTES_LARGE: Final = 1024 * 1024
 STREAMS_LOOKED_AT_MAX: Final = 200
 """Streams that the doctor finds by itself; more have to be named."""
 
+AOF_FIRST_MS_MAX: Final = 2 * 60_000
+"""How long --fix waits for a first AOF before it leaves the configuration file as it is."""
+
 PIP_CHECK_S_MAX: Final = 60
 """How long `pip check` may take: a large environment on a slow disk."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,12 +231,20 @@ async def test_delayed_fsync(own_server: OwnServer) -> None:
 
 
 @provokes(server.AOF_SIZE)
-async def test_aof_size(own_server: OwnServer) -> None:
-    """An AOF that has grown far beyond its last rewrite is told, by what the server says of it."""
-    facts = await read(own_server("valkey-9.1", **SOUND).url)
-    assert of(server.AOF_SIZE, check_server(facts, None)) == []
-    facts.info |= {"aof_current_size": str(5 << 30), "aof_base_size": str(1 << 30)}
-    assert only(server.AOF_SIZE, check_server(facts, None)).level == "warning"
+async def test_aof_size(own_server: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AOF that has grown far beyond its last rewrite is told, and well again after the next."""
+    monkeypatch.setattr(server, "AOF_GROWTH_BYTES_MIN", 1_000_000)
+    target = own_server("valkey-9.1", **SOUND, **{"auto-aof-rewrite-min-size": "1gb"})
+    assert of(server.AOF_SIZE, await look(target)) == []
+    for _ in range(20):
+        target.command("SET", "same", b"x" * 100_000)
+    assert only(server.AOF_SIZE, await look(target)).level == "warning"
+    target.command("BGREWRITEAOF")
+
+    async def is_well() -> bool:
+        return of(server.AOF_SIZE, await look(target)) == []
+
+    await eventually(is_well, what="it is written anew")
 
 
 @provokes(server.DANGEROUS)
@@ -299,7 +305,9 @@ async def test_paused(own_server: OwnServer) -> None:
 
 
 @provokes(server.REPLICATION)
-async def test_replication(sentinel: Callable[..., TestSentinel]) -> None:
+async def test_replication(
+    sentinel: Callable[..., TestSentinel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A replica is told as such, a dead link is critical, and a replica that is silent is named."""
     both = sentinel("valkey-9.1", **SOUND)
     assert of(server.REPLICATION, await look(both.primary)) == []
@@ -308,10 +316,22 @@ async def test_replication(sentinel: Callable[..., TestSentinel]) -> None:
         what="the link is up",
     )
     assert "this is a replica" in only(server.REPLICATION, await look(both.replica)).evidence
-    facts = await read(both.primary.url)
-    row = facts.info["slave0"]
-    facts.info |= {"slave0": re.sub(r"lag=\d+", "lag=60", row)}
-    assert "silent for 60 s" in only(server.REPLICATION, check_server(facts, None)).evidence
+    monkeypatch.setattr(server, "REPLICA_SILENT_S_MAX", 2)
+    both.replica.stop()
+
+    async def is_silent() -> bool:
+        found = of(server.REPLICATION, await look(both.primary))
+        return any("was silent for" in each.evidence for each in found)
+
+    try:
+        await eventually(is_silent, 30, what="the primary misses its replica")
+    finally:
+        both.replica.cont()
+
+    async def is_heard() -> bool:
+        return of(server.REPLICATION, await look(both.primary)) == []
+
+    await eventually(is_heard, 30, what="the replica is back")
     both.sentinel.kill()
     both.primary.kill()
     await eventually(
@@ -349,7 +369,7 @@ async def test_clock(own_server: OwnServer) -> None:
 
 
 @provokes(server.CPU)
-async def test_busy_server(own_server: OwnServer) -> None:
+async def test_busy_server(own_server: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A main thread that is busy all the time is told; an idle one is not."""
     target = own_server("valkey-9.1", **SOUND)
     async with Server(target.url) as opened:
@@ -366,10 +386,14 @@ async def test_busy_server(own_server: OwnServer) -> None:
                 await busy.call("EVAL", SPIN, 0, "2000000", key="k")
 
         work = asyncio.create_task(keep_busy())
-        # A machine that is shared may not give it a whole core at once.
-        deadline = time.monotonic() + 60
-        while (percent := await measure_cpu(opened, "k", 1_000) or 0) < 90:
-            assert time.monotonic() < deadline, f"the server got {percent} % of a core"
+        # A machine that is shared need not give it a whole core: half of one shows the same.
+        monkeypatch.setattr(server, "SERVER_CPU_PERCENT_MAX", 50)
+
+        async def is_busy() -> float:
+            percent = await measure_cpu(opened, "k", 1_000) or 0
+            return percent if percent >= 50 else 0
+
+        percent = await eventually(is_busy, 60, what="the server gets half a core")
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
     facts.cpu_percent = percent
@@ -423,10 +447,13 @@ async def test_certificate(tls_server: OwnServer, tmp_path: Path) -> None:
 
 @provokes(client.PROTOCOL)
 async def test_protocol(own_server: OwnServer) -> None:
-    facts = await read(own_server("redis-6.2").url)
+    """A connection over RESP2 is told, and all is read over it that is read over RESP3."""
+    url = own_server("redis-6.2").url
+    facts = await read(url)
     assert facts.protocol == 3 and of(client.PROTOCOL, check_client([facts])) == []
-    facts.protocol = 2
-    assert "RESP2" in only(client.PROTOCOL, check_client([facts])).evidence
+    older = await read(f"{url}?protocol=2")
+    assert "RESP2" in only(client.PROTOCOL, check_client([older])).evidence
+    assert older.config == facts.config and older.default_user == facts.default_user
 
 
 # --- the disk ------------------------------------------------------------------------------------

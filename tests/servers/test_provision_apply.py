@@ -349,6 +349,26 @@ def test_a_mistake_on_the_command_line(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_no_folder_of_others_is_written_over(place: Path) -> None:
+    """A folder that has files of the same names and is no bundle is refused as it is: neither a
+    README of somebody's is replaced, nor is what lies in a folder `machine` cleared away."""
+    others = place / "project"
+    (others / "machine").mkdir(parents=True)
+    (others / "machine" / "drawing.txt").write_text("mine")
+    (others / "README.md").write_text("mine")
+    done = command(place, "--out", str(others))
+    assert done.returncode == 1 and "is no bundle" in done.stderr and "hint:" in done.stderr
+    assert (others / "machine" / "drawing.txt").read_text() == "mine"
+    assert (others / "README.md").read_text() == "mine"
+    assert not (others / "secrets").exists()
+
+
+def test_check_needs_secrets(place: Path) -> None:
+    """Without the bundle's secrets --check would call every password wrong: it says so instead."""
+    done = command(place, "--out", str(place / "elsewhere"), "--check")
+    assert done.returncode == 2 and "no secrets" in done.stderr and "--secrets" in done.stderr
+
+
 def test_a_description_survives_its_file(tmp_path: Path) -> None:
     """Written as TOML and read again, a description is the same."""
     found = described(

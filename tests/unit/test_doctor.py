@@ -215,6 +215,18 @@ def test_versions() -> None:
         parse_version("unknown")
 
 
+def test_no_maintained_line_is_left_out() -> None:
+    """A fault names the mend of every maintained line that can have it: else a version of that line
+    would be called clean, or never mended, by an oversight."""
+    for each in ADVISORIES:
+        span = {
+            line for line in MAINTAINED[each.product] if each.since[:2] <= line <= max(each.mended)
+        }
+        assert span - set(each.mended) == set(), each.name
+    assert "CVE-2026-23479" in names("redis", "7.2.13")
+    assert "CVE-2026-23479" not in names("redis", "7.2.14")
+
+
 def test_newest_of_each_line_is_clean() -> None:
     """What the advice says to install has none of the faults."""
     for product, lines in MAINTAINED.items():

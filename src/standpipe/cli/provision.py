@@ -101,6 +101,12 @@ def provision(
     }  # fmt: skip
     wanted = complete(read(description, flags))
     kept = secrets or out / "secrets"
+    if check and not (kept / keeping.PASSWORDS).exists():
+        # Passwords made for the purpose would differ from any that are in place.
+        raise ConfigError(
+            f"--check has no secrets in {kept} to compare with",
+            hint="Name the deployment's bundle with --out, or its secrets with --secrets.",
+        )
     found = bundle.fresh_secrets(wanted, keeping.read_secrets(kept, wanted), renew=renew)
     files = bundle.machine_files(wanted, found)
     mask = bundle.masked(found)

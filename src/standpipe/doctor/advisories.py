@@ -1,8 +1,8 @@
 """Faults of server versions that concern a queue: which versions have them, where they end. Pure.
 
 What is listed is what a user of streams, scripts, TLS or a cluster can meet. A line of versions
-that is not named for a fault is not affected by it, or was never mended: LIFE says which lines
-still are.
+that a fault does not name, between the first that has it and the last that is mended, was never
+mended: so each line that is maintained has to be named.
 
 Sources: https://github.com/redis/redis/releases , https://github.com/valkey-io/valkey/releases ,
 https://www.cve.org
@@ -74,11 +74,12 @@ ADVISORIES: Final = (
     ),
     Advisory(
         "CVE-2026-23479", "a blocked read whose client is evicted uses freed memory",
-        True, "redis", (7, 2, 0), _mended("7.4.9", "8.2.6", "8.4.3", "8.6.3"),
+        True, "redis", (7, 2, 0), _mended("7.2.14", "7.4.9", "8.2.6", "8.4.3", "8.6.3"),
     ),
     Advisory(
         "stream RESTORE", "a crafted stream can make two consumers share a pending record", True,
-        "redis", (6, 2, 0), _mended("6.2.23", "7.4.10", "8.2.8", "8.4.5", "8.6.5"),
+        # Of 7.2 no note says in which version: named is the first after the other lines' mends.
+        "redis", (6, 2, 0), _mended("6.2.23", "7.2.16", "7.4.10", "8.2.8", "8.4.5", "8.6.5"),
     ),
     Advisory(
         "CVE-2026-63639", "a crafted stream can make two consumers share a pending record", True,
@@ -123,12 +124,7 @@ def advisories_for(product: Product, version: Version) -> list[tuple[Advisory, V
         mended = advisory.mended.get(line)
         # A line that began after all that were mended was cut from sources that had the mend.
         is_later = line > max(advisory.mended)
-        is_affected = version < mended if mended else not is_later and _was_left(advisory, line)
+        is_affected = version < mended if mended else not is_later
         if is_affected:
             found.append((advisory, mended))
     return found
-
-
-def _was_left(advisory: Advisory, line: tuple[int, int]) -> bool:
-    """Whether a line without a mend has the fault: one that is maintained would have got it."""
-    return line not in MAINTAINED[advisory.product]

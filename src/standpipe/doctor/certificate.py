@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -30,6 +31,12 @@ async def check_certificate(url: str, shown: str) -> list[Finding]:
     parts = urlsplit(url)
     if parts.scheme != "rediss" or parts.hostname is None:
         return []
+    if find_spec("cryptography") is None:
+        told, fix = (
+            "cryptography is not installed: not checked",
+            "pip install 'standpipe[provision]'",
+        )
+        return [Finding(CERTIFICATE, "note", shown, told, fix)]
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Its date is what is looked at; a certificate that has ended must be read as well.
@@ -39,7 +46,9 @@ async def check_certificate(url: str, shown: str) -> list[Finding]:
     client = query.get("ssl_certfile")
     try:
         if client is not None:
-            context.load_cert_chain(client, query.get("ssl_keyfile"))
+            # Without a password given OpenSSL would ask the terminal for that of a locked key.
+            password = query.get("ssl_password", "")
+            context.load_cert_chain(client, query.get("ssl_keyfile"), password)
             with open(client, "rb") as file:  # noqa: ASYNC230, PTH123  a small local file
                 found += _judge(file.read(), f"client certificate {client}")
         async with asyncio.timeout(CONNECT_MS_MAX / 1000):

@@ -17,6 +17,15 @@ from standpipe.errors import CommandMissingError, NotPermittedError, StandpipeEr
 from standpipe.wire import Server, info_fields
 
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+_CONTAINERS: Final = (
+    "ACL", "CLIENT", "CLUSTER", "CONFIG", "FUNCTION", "MEMORY", "SCRIPT", "XGROUP", "XINFO",
+)  # fmt: skip
+_KEY_SECOND: Final = (
+    "DEL", "KEYS", "SCAN", "UNLINK", "XACK", "XADD", "XAUTOCLAIM", "XCLAIM", "XDEL", "XPENDING",
+    "XRANGE", "XREVRANGE", "XTRIM",
+)  # fmt: skip
+"""Commands whose second word says which command it is, or is a key. Of no other command anything
+but its name is shown: what follows may be a password, a script or somebody's payload."""
 
 
 @dataclass(slots=True)
@@ -24,8 +33,9 @@ class ServerFacts:
     """One server, as it answered."""
 
     url: str
+    """Where this very server is reached, with the password: of a Sentinel's URL the primary."""
     shown: str
-    """Its address without the password."""
+    """The address that was given, without the password."""
     info: dict[str, str]
     config: dict[str, str] | None
     slow: list[SlowCommand] | None
@@ -36,8 +46,8 @@ class ServerFacts:
     """CLUSTER INFO; None where it is no cluster."""
     protocol: int
     """What the connection speaks: 3, or 2 behind something that knows no other."""
-    clock_ms: int
-    """How far its clock is ahead of this machine's."""
+    clock_ms: int | None
+    """How far its clock is ahead of this machine's; None: this user may not ask for it."""
     clock_doubt_ms: int
     """By how much that may be wrong: half the round trip."""
     cpu_percent: float | None = None
@@ -100,11 +110,17 @@ async def read_server(server: Server, key: str) -> ServerFacts:
     Raises:
         ServerError: it cannot be reached, or refuses INFO.
     """
+    denied: list[str] = []
     began = time.time()
-    reply = await server.call("TIME", key=key)
+    reply = None
+    try:
+        reply = await server.call("TIME", key=key)
+    except (NotPermittedError, CommandMissingError):
+        denied.append("TIME")
     doubt_ms = round((time.time() - began) * 500)
-    theirs = int(reply[0]) * 1000 + int(reply[1]) // 1000
-    clock_ms = theirs - round(began * 1000) - doubt_ms
+    clock_ms: int | None = None
+    if reply is not None:
+        clock_ms = int(reply[0]) * 1000 + int(reply[1]) // 1000 - round(began * 1000) - doubt_ms
     protocol = int(texts(await server.call("HELLO", key=key)).get("proto", 2))
     info = info_fields(await server.call("INFO", "all", key=key))
     commands = {
@@ -118,7 +134,6 @@ async def read_server(server: Server, key: str) -> ServerFacts:
     replies = dict(
         zip(commands, await server.call_many(list(commands.values()), key=key), strict=True)
     )
-    denied: list[str] = []
     for name, answer in list(replies.items()):
         if isinstance(answer, (NotPermittedError, CommandMissingError)):
             denied.append(name)
@@ -128,7 +143,7 @@ async def read_server(server: Server, key: str) -> ServerFacts:
     config, slow, latency = (replies[n] for n in ("CONFIG GET", "SLOWLOG GET", "LATENCY LATEST"))
     user, cluster = replies["ACL GETUSER"], replies.get("CLUSTER INFO")
     return ServerFacts(
-        url=server.address.url,
+        url=await _url_of(server, key),
         shown=server.address.shown,
         info=info,
         config=None if config is None else {k: str(v) for k, v in texts(config).items()},
@@ -146,8 +161,32 @@ async def read_server(server: Server, key: str) -> ServerFacts:
 
 
 def _slow(entry: Any) -> SlowCommand:
-    words = b" ".join(bytes(word)[:40] for word in entry[3][:4]).decode("utf-8", "replace")
-    return SlowCommand(int(entry[0]), int(entry[1]), int(entry[2]), words)
+    words = [bytes(word)[:40].decode("utf-8", "replace") for word in entry[3]]
+    named = 2 if words[0].upper() in _CONTAINERS + _KEY_SECOND else 1
+    rest = len(words) - named
+    said = " ".join(words[:named]) + (f" and {rest} words more" if rest > 0 else "")
+    return SlowCommand(int(entry[0]), int(entry[1]), int(entry[2]), said)
+
+
+async def _url_of(server: Server, key: str) -> str:
+    if server.address.kind != "sentinel":
+        return server.address.url
+    # The address names the Sentinel, which has options, a clock and a certificate of its own.
+    link = await server.link(key)
+    try:
+        return _at(server.address.url, *link.peer.rpartition(":")[::2])
+    finally:
+        await link.close()
+
+
+def _at(url: str, host: str, port: str) -> str:
+    """The URL with another host and port; without a host, with its own."""
+    parts = urlsplit(url)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    # What a node that was told no address says of itself: the one under which it was asked.
+    host = host or parts.hostname or ""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return urlunsplit((parts.scheme, f"{userinfo}{at}{where}", "", parts.query, ""))
 
 
 def texts(reply: Any) -> dict[str, Any]:
@@ -176,16 +215,14 @@ async def node_urls(server: Server, key: str) -> list[str]:
 
 
 def _nodes(rows: list[str], url: str) -> Iterator[str]:
-    parts = urlsplit(url)
-    userinfo, at, _ = parts.netloc.rpartition("@")
     for row in rows:
         columns = row.split()
         # 10.0.0.1:7000@17000,hostname
-        where = columns[1].partition("@")[0]
+        host, _, port = columns[1].partition("@")[0].rpartition(":")
         flags = columns[2].split(",")
         if "fail" in flags or "noaddr" in flags or "handshake" in flags:
             continue
-        yield urlunsplit((parts.scheme, f"{userinfo}{at}{where}", "", parts.query, ""))
+        yield _at(url, host, port)
 
 
 async def measure_cpu(server: Server, key: str, window_ms: int) -> float | None:

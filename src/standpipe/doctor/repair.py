@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from standpipe.doctor.finding import Chmod, ConfigSet, Finding, KernelSet
 from standpipe.errors import StandpipeError
+from standpipe.limits import AOF_FIRST_MS_MAX
 from standpipe.wire import Server
 
 
@@ -73,12 +76,34 @@ async def _set_option(finding: Finding, wanted: ConfigSet) -> Repaired:
         before = await _option(server, key)
         await server.call("CONFIG", "SET", wanted.option, wanted.value, key=key)
         after = await _option(server, key)
+        if wanted == ConfigSet("appendonly", "yes") and not await _has_aof(server, key):
+            said = (
+                "until it starts again: its first AOF is not written yet. CONFIG REWRITE keeps it, "
+                "when INFO says aof_rewrite_in_progress:0 and aof_last_bgrewrite_status:ok"
+            )
+            return Repaired(finding, before, after, said)
         try:
             await server.call("CONFIG", "REWRITE", key=key)
             said = "written into its configuration file"
         except StandpipeError as error:
             said = f"until it starts again: CONFIG REWRITE said {error.message}"
         return Repaired(finding, before, after, said)
+
+
+async def _has_aof(server: Server, key: str) -> bool:
+    """Wait until the first AOF is whole.
+
+    Until then the data is in the snapshot alone, which a server that finds `appendonly yes` in its
+    file does not read: it would start empty.
+    """
+    deadline = time.monotonic() + AOF_FIRST_MS_MAX / 1000
+    while time.monotonic() < deadline:
+        info = await server.info(key, "persistence")
+        under_way = info.get("aof_rewrite_in_progress"), info.get("aof_rewrite_scheduled")
+        if under_way == ("0", "0"):
+            return info.get("aof_last_bgrewrite_status") == "ok"
+        await asyncio.sleep(0.1)
+    return False
 
 
 async def _option(server: Server, name: str) -> str:

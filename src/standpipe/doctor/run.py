@@ -16,9 +16,9 @@ from standpipe.doctor.history import History, default_path, grown
 from standpipe.doctor.logfile import check_log
 from standpipe.doctor.machine import LocalServer, Machine, check_machine
 from standpipe.doctor.reading import ServerFacts, measure_cpu, node_urls, read_server
-from standpipe.doctor.server import check_server
+from standpipe.doctor.server import RIGHTS, check_server
 from standpipe.doctor.streams import check_stream, find_streams, read_stream, unreadable
-from standpipe.errors import ServerError, StandpipeError
+from standpipe.errors import NotPermittedError, ServerError, StandpipeError
 from standpipe.limits import DOCTOR_SAMPLES, DOCTOR_WINDOW_MS
 from standpipe.stream import Stream
 from standpipe.wire import Server
@@ -104,9 +104,7 @@ async def examine(
             facts = await _servers(opened, found, window_ms)
             await _streams(opened, names, found, history, window_ms)
         except ServerError as error:
-            found.findings.append(
-                Finding(REACHED, "critical", opened.address.shown, error.message, error.hint)
-            )
+            _not_looked_at(found, opened, error)
     for each in facts:
         run_id = each.info.get("run_id", each.shown)
         found.findings += check_server(each, history.before(run_id))
@@ -129,17 +127,33 @@ async def _servers(opened: Server, found: Report, window_ms: int) -> list[Server
     facts: list[ServerFacts] = []
     urls = await node_urls(opened, "standpipe")
     nodes = [Server(url, name="standpipe-doctor") for url in urls] if len(urls) > 1 else [opened]
+
+    async def look(node: Server) -> None:
+        try:
+            read = await read_server(node, "standpipe")
+            facts.append(read)
+            read.cpu_percent = await measure_cpu(node, "standpipe", window_ms)
+        except ServerError as error:
+            # One that is gone, or goes now, must not hide what the others say.
+            _not_looked_at(found, node, error)
+
     try:
-        facts += [await read_server(node, "standpipe") for node in nodes]
-        loads = [measure_cpu(node, "standpipe", window_ms) for node in nodes]
-        for each, percent in zip(facts, await asyncio.gather(*loads), strict=True):
-            each.cpu_percent = percent
+        await asyncio.gather(*map(look, nodes))
     finally:
         for node in nodes:
             if node is not opened:
                 await node.close()
     found.servers += [each.shown for each in facts]
     return facts
+
+
+def _not_looked_at(found: Report, server: Server, error: ServerError) -> None:
+    place = server.address.shown
+    if isinstance(error, NotPermittedError):
+        told = "Run the doctor as the operator: `standpipe provision` makes that user."
+        found.findings.append(Finding(RIGHTS, "warning", place, error.message, told))
+    elif not any(each.check is REACHED and each.place == place for each in found.findings):
+        found.findings.append(Finding(REACHED, "critical", place, error.message, error.hint))
 
 
 async def _streams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -206,8 +207,15 @@ def check_server(facts: ServerFacts, before: Counters | None) -> Iterator[Findin
 
 def _version(look: _Look) -> Iterator[Finding]:
     facts = look.facts
-    version = parse_version(facts.version)
     told = f"{facts.product} {facts.version}"
+    try:
+        version = parse_version(facts.version)
+    except ValueError:
+        yield look.finding(
+            VERSION, "note", f"INFO tells no version: {facts.version!r}",
+            "Look for a proxy between here and the server, and at the server's own version.",
+        )  # fmt: skip
+        return
     if facts.product == "redis" and version < (6, 2, 0):
         yield look.finding(VERSION, "critical", told, "Install Redis 6.2 or Valkey 8.0, or later.")
         return
@@ -277,11 +285,20 @@ def _memory(look: _Look) -> Iterator[Finding]:
 def _fork_room(look: _Look) -> Iterator[Finding]:
     total, limit = look.facts.number("total_system_memory"), look.facts.number("maxmemory")
     if total and limit and (left := 100 - 100 * limit / total) < FORK_ROOM_PERCENT_MIN:
+        told = f"maxmemory {limit:,} of the machine's {total:,} bytes leaves {max(left, 0):.0f} %"
+        wanted, used = total * 6 // 10, look.facts.number("used_memory")
+        if used * 100 >= MEMORY_USED_PERCENT_WARNING * wanted:
+            # Lowered now, it would refuse writes at once.
+            yield look.finding(
+                FORK_ROOM, "warning", f"{told}; {used:,} are used",
+                "Add memory, or let go what all have read (`standpipe retain --dry-run` says what "
+                f"holds it); then CONFIG SET maxmemory {wanted}.",
+            )  # fmt: skip
+            return
         yield look.finding(
-            FORK_ROOM, "warning",
-            f"maxmemory {limit:,} of the machine's {total:,} bytes leaves {max(left, 0):.0f} %",
-            f"CONFIG SET maxmemory {total * 6 // 10}, and the same in its configuration file",
-            ConfigSet("maxmemory", str(total * 6 // 10)),
+            FORK_ROOM, "warning", told,
+            f"CONFIG SET maxmemory {wanted}, and the same in its configuration file",
+            ConfigSet("maxmemory", str(wanted)),
         )  # fmt: skip
 
 
@@ -290,11 +307,33 @@ def _persistence(look: _Look) -> Iterator[Finding]:
         return
     snapshots = look.facts.option("save")
     level: Level = "critical" if snapshots == "" else "warning"
+    told = f"appendonly = 'no', save = {snapshots!r}"
+    free, used = _free_bytes(look.facts), look.facts.number("used_memory")
+    if free is not None and free < used:
+        # The first AOF would fill the disk, and then writes are refused.
+        yield look.finding(
+            PERSISTENCE, level, f"{told}; the disk has {free:,} bytes free, {used:,} are in memory",
+            "Free space for an AOF as large as what is in memory; then CONFIG SET appendonly yes.",
+        )  # fmt: skip
+        return
     yield look.finding(
-        PERSISTENCE, level, f"appendonly = 'no', save = {snapshots!r}",
-        "CONFIG SET appendonly yes, and `appendonly yes` in its configuration file",
+        PERSISTENCE, level, told,
+        "CONFIG SET appendonly yes, and when INFO says aof_rewrite_in_progress:0 the same in its "
+        "configuration file. (In the file alone it would start with nothing but an empty AOF.)",
         ConfigSet("appendonly", "yes"),
     )  # fmt: skip
+
+
+def _free_bytes(facts: ServerFacts) -> int | None:
+    """The room on the disk of its data folder; None where that cannot be seen from here."""
+    folder = facts.option("dir")
+    if folder is None or not facts.is_local:
+        return None
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def _disk_error(look: _Look) -> Iterator[Finding]:
@@ -346,8 +385,15 @@ def _exposed(look: _Look) -> Iterator[Finding]:
     is_wide = facts.config is not None and (not bound or any(each in _WIDE for each in bound))
     is_open = "nopass" in _flags(facts)
     if facts.option("protected-mode") == "no":
-        level: Level = "critical" if is_wide and is_open else "warning"
-        yield look.set(EXPOSED, level, "protected-mode", "yes")
+        if (is_open or facts.default_user is None) and not _is_alone(facts):
+            # Set now, it would turn away every client from another machine.
+            yield look.finding(
+                EXPOSED, "critical" if is_wide and is_open else "warning", "protected-mode = 'no'",
+                "Give clients users and passwords (`standpipe provision`), switch the default user "
+                "off, then CONFIG SET protected-mode yes; a firewall until then.",
+            )  # fmt: skip
+        else:
+            yield look.set(EXPOSED, "warning", "protected-mode", "yes")
     if is_wide:
         yield look.finding(
             EXPOSED, "warning", f"bind = {facts.option('bind')!r}: every interface",
@@ -361,15 +407,19 @@ def _acl(look: _Look) -> Iterator[Finding]:
     if user is None:
         return
     flags = _flags(look.facts)
-    bound = (look.facts.option("bind") or "").split()
-    is_alone = bool(bound) and all(each.lstrip("-") in _LOOPBACK for each in bound)
     if "on" in flags and "nopass" in flags and "+@all" in str(user.get("commands")):
         yield look.finding(
-            ACL, "note" if is_alone else "warning",
+            ACL, "note" if _is_alone(look.facts) else "warning",
             "the default user needs no password and may do everything",
             "`standpipe provision` writes an ACL file with a user for each part; then "
             "`user default off`.",
         )  # fmt: skip
+
+
+def _is_alone(facts: ServerFacts) -> bool:
+    """Whether it listens on the loopback alone."""
+    bound = (facts.option("bind") or "").split()
+    return bool(bound) and all(each.lstrip("-") in _LOOPBACK for each in bound)
 
 
 def _flags(facts: ServerFacts) -> list[str]:
@@ -390,15 +440,35 @@ def _config_file(look: _Look) -> Iterator[Finding]:
     if not path or not look.facts.is_local:
         return
     try:
-        mode = stat.S_IMODE(Path(path).stat().st_mode)
+        found = Path(path).stat()
     except OSError:
         # In a container, or not for this user's eyes: so nor for others'.
         return
-    if mode & 0o007:
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o007:
+        return
+    told = f"{path} has mode {mode:04o}"
+    user = _user_of(look.facts.number("process_id"))
+    if user is not None and user in (0, found.st_uid):
         yield look.finding(
-            CONFIG_FILE, "warning", f"{path} has mode {mode:04o}", f"chmod 600 {path}",
-            Chmod(path, 0o600),
+            CONFIG_FILE, "warning", told, f"chmod 600 {path}", Chmod(path, 0o600)
         )  # fmt: skip
+    else:
+        # Closed as it is, the server could not read it at its next start.
+        yield look.finding(
+            CONFIG_FILE, "warning", f"{told} and is not its server's own",
+            f"chown it to the server's user, then chmod 600 {path}",
+        )  # fmt: skip
+
+
+def _user_of(pid: int) -> int | None:
+    """As whom a process of this machine runs, by number."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    row = next((line for line in status.splitlines() if line.startswith("Uid:")), None)
+    return None if row is None else int(row.split()[2])
 
 
 def _dangerous(look: _Look) -> Iterator[Finding]:
@@ -505,10 +575,10 @@ def _cluster(look: _Look) -> Iterator[Finding]:
 
 
 def _clock(look: _Look) -> Iterator[Finding]:
-    off = abs(look.facts.clock_ms) - look.facts.clock_doubt_ms
-    if off > CLOCK_MS_MAX:
+    ahead_ms = look.facts.clock_ms
+    if ahead_ms is not None and abs(ahead_ms) - look.facts.clock_doubt_ms > CLOCK_MS_MAX:
         yield look.finding(
-            CLOCK, "warning", f"its clock is {look.facts.clock_ms:+,} ms from this machine's",
+            CLOCK, "warning", f"its clock is {ahead_ms:+,} ms from this machine's",
             "Run chrony or systemd-timesyncd on both machines (`timedatectl`).",
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ from standpipe.server.provision.description import Description
 from standpipe.server.provision.layout import File, url
 
 PASSWORDS: Final = "passwords.toml"
+_FIRST_LINE: Final = "# As it was completed; `standpipe provision` reads it."
 
 # --- secrets -------------------------------------------------------------------------------------
 
@@ -116,8 +117,9 @@ def write_bundle(
     """Write the whole folder; what has not changed is not touched.
 
     Raises:
-        ProvisionError: it cannot be written.
+        ProvisionError: it cannot be written, or has other files of the same names.
     """
+    _refuse_another(folder)
     write_secrets(secrets_folder, description, secrets)
     modes = {"renew.sh": 0o700}
     texts = {
@@ -136,6 +138,21 @@ def write_bundle(
         for path in [each for each in place.rglob("*") if each.is_file()]:
             if str(path.relative_to(place)) not in kept:
                 path.unlink()
+
+
+def _refuse_another(folder: Path) -> None:
+    """Files of the same names that are not a bundle's are not written over, nor cleared away."""
+    names = ("description.toml", "README.md", "renew.sh", "machine", "beside")
+    others = [name for name in names if (folder / name).exists()]
+    try:
+        text = (folder / "description.toml").read_text("utf-8", "replace")
+    except OSError:
+        text = ""
+    if others and not text.startswith(_FIRST_LINE):
+        raise ProvisionError(
+            f"{folder} is no bundle, and has {', '.join(others)}",
+            hint="Name a folder of its own with --out.",
+        )
 
 
 def _write_all(
@@ -195,7 +212,7 @@ def to_toml(description: Description) -> str:
     """A description as its file has it, everything spelled out."""
     fields: dict[str, Any] = msgspec.to_builtins(description)
     tables = {name: fields.pop(name) for name in ("streams", "users")}
-    lines = ["# As it was completed; `standpipe provision` reads it.", *_pairs(fields)]
+    lines = [_FIRST_LINE, *_pairs(fields)]
     for name, rows in tables.items():
         for row in rows:
             lines += ["", f"[[{name}]]", *_pairs(row)]
