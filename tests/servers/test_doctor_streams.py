@@ -14,8 +14,8 @@ from standpipe.clock import now_ms
 from standpipe.doctor import Finding, streams
 from standpipe.doctor.run import CHECKS
 from standpipe.doctor.streams import StreamFacts, check_stream, find_streams, read_stream
+from standpipe.doctor.thresholds import DOCTOR_SAMPLES
 from standpipe.keyspace import shard_keys
-from standpipe.limits import DOCTOR_SAMPLES
 from standpipe.wire import Server
 from tests.doctoring import PROVOKED, of, only, provokes
 from tests.servers.fleet import TestCluster, TestServer

@@ -11,7 +11,8 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from standpipe.doctor.finding import MANUAL, Check, Finding, Level
-from standpipe.limits import CERTIFICATE_MS_CRITICAL, CERTIFICATE_MS_WARNING, CONNECT_MS_MAX
+from standpipe.doctor.thresholds import CERTIFICATE_MS_CRITICAL, CERTIFICATE_MS_WARNING
+from standpipe.limits import CONNECT_MS_MAX
 
 CERTIFICATE: Final = Check(
     "server.certificate",

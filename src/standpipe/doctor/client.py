@@ -11,7 +11,7 @@ from typing import Final
 from standpipe.doctor.advisories import parse_version
 from standpipe.doctor.finding import MANUAL, Check, Finding
 from standpipe.doctor.reading import ServerFacts
-from standpipe.limits import PIP_CHECK_S_MAX
+from standpipe.doctor.thresholds import PIP_CHECK_S_MAX
 
 PLACE: Final = "this Python"
 

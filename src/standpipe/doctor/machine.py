@@ -15,15 +15,14 @@ from typing import Final, NamedTuple
 
 from standpipe.doctor.finding import MANUAL, Check, Finding, KernelSet
 from standpipe.doctor.history import Counters, grown
-from standpipe.limits import (
+from standpipe.doctor.thresholds import (
     DISK_SYNC_MS_MAX,
     DISK_USED_PERCENT_CRITICAL,
     DISK_USED_PERCENT_WARNING,
     INTERFACE_FAULTS_PPM_MAX,
-    MTU_MAX,
-    MTU_MIN,
     RETRANSMITTED_PERCENT_MAX,
 )
+from standpipe.limits import MTU_MAX, MTU_MIN
 
 PLACE: Final = "machine"
 _ADMIN: Final = "https://redis.io/docs/latest/operate/oss_and_stack/management/admin/"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from standpipe.doctor.finding import Chmod, ConfigSet, Finding, KernelSet
+from standpipe.doctor.thresholds import AOF_FIRST_MS_MAX
 from standpipe.errors import StandpipeError
-from standpipe.limits import AOF_FIRST_MS_MAX
 from standpipe.wire import Server
 
 

@@ -18,8 +18,8 @@ from standpipe.doctor.machine import LocalServer, Machine, check_machine
 from standpipe.doctor.reading import ServerFacts, measure_cpu, node_urls, read_server
 from standpipe.doctor.server import RIGHTS, check_server
 from standpipe.doctor.streams import check_stream, find_streams, read_stream, unreadable
+from standpipe.doctor.thresholds import DOCTOR_SAMPLES, DOCTOR_WINDOW_MS
 from standpipe.errors import NotPermittedError, ServerError, StandpipeError
-from standpipe.limits import DOCTOR_SAMPLES, DOCTOR_WINDOW_MS
 from standpipe.stream import Stream
 from standpipe.wire import Server
 

@@ -14,7 +14,7 @@ from standpipe.doctor.advisories import KNOWN_ON, MAINTAINED, advisories_for, pa
 from standpipe.doctor.finding import MANUAL, Check, Chmod, ConfigSet, Finding, Level
 from standpipe.doctor.history import Counters, grown
 from standpipe.doctor.reading import ServerFacts
-from standpipe.limits import (
+from standpipe.doctor.thresholds import (
     AOF_GROWTH_BYTES_MIN,
     AOF_GROWTH_MAX,
     CLIENTS_USED_PERCENT_MAX,

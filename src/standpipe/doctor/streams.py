@@ -12,9 +12,7 @@ from standpipe.advice import Judgement, judge
 from standpipe.codec import decode_entry
 from standpipe.doctor.finding import MANUAL, Check, Finding, Level
 from standpipe.doctor.history import Counters
-from standpipe.errors import DecodeError, NotPermittedError, StandpipeError
-from standpipe.keyspace import slot
-from standpipe.limits import (
+from standpipe.doctor.thresholds import (
     DEAD_CONSUMER_MS,
     ENTRY_BYTES_LARGE,
     HOT_KEY_PERCENT,
@@ -25,6 +23,8 @@ from standpipe.limits import (
     STREAMS_LOOKED_AT_MAX,
     UNREAD_GROUP_MS,
 )
+from standpipe.errors import DecodeError, NotPermittedError, StandpipeError
+from standpipe.keyspace import slot
 from standpipe.observe import GroupStatus, StreamStatus, stream_status
 from standpipe.stream import Stream
 from standpipe.wire import Server
