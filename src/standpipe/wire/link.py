@@ -100,20 +100,34 @@ class Link:
         Delivery:
             If the process dies here, the server may or may not have executed each command.
         """
+        self.write(commands)
+        return await self.replies(count, reply_ms_max=reply_ms_max, into=into)
+
+    def write(self, commands: Iterable[bytes]) -> None:
+        """The first half of :meth:`exchange`: the server gets to work, :meth:`replies` must follow.
+
+        Raises:
+            ServerUnavailableError, ForkedError: as :meth:`exchange`; nothing was written.
+        """
         require_same_process(self._forks, "connection")
-        connection = self._connection
-        if not connection.is_connected:
+        if not self._connection.is_connected:
             # redis-py would connect anew without a word: to another server, perhaps.
             raise ServerUnavailableError(f"{self.where}: the connection is closed")
+        writer: Any = getattr(self._connection, "_writer", None)
+        # redis-py would wait here until almost all is on its way. But a large write over a slow
+        # line takes long, and as long as replies come it must not be begun again.
+        writer.writelines(commands)
+
+    async def replies(
+        self, count: int, *, reply_ms_max: int | None = None, into: list[Any] | None = None
+    ) -> list[Any]:
+        """The second half of :meth:`exchange`: the replies to what was written."""
+        connection = self._connection
         deadline_ms = self.reply_ms_max if reply_ms_max is None else reply_ms_max
         replies: list[Any] = [] if into is None else into
         now = asyncio.get_running_loop().time
-        writer: Any = getattr(connection, "_writer", None)
         try:
             async with asyncio.timeout(deadline_ms / 1000) as limit:
-                # redis-py would wait here until almost all is on its way. But a large write over a
-                # slow line takes long, and as long as replies come it must not be begun again.
-                writer.writelines(commands)
                 for left in range(count - 1, -1, -1):
                     try:
                         replies.append(
