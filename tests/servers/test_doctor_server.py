@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -29,6 +30,7 @@ from tests.faults.disk import fill, mounted_disk
 from tests.faults.network import Network, require_network
 from tests.servers.certificates import make_certificates
 from tests.servers.fleet import TestCluster, TestSentinel, TestServer, free_port
+from tests.servers.sight import Sight
 
 OwnServer = Callable[..., TestServer]
 
@@ -143,6 +145,8 @@ async def test_memory_used(own_server: OwnServer, server_name: str) -> None:
     assert only(server.MEMORY, await look(target)).level == "warning"
     target.command("CONFIG", "SET", "maxmemory", int(used * 1.02))
     assert only(server.MEMORY, await look(target)).level == "critical"
+    target.command("CONFIG", "SET", "maxmemory", int(used * 1.5))
+    assert of(server.MEMORY, await look(target)) == []
     target.command("CONFIG", "SET", "maxmemory", "0")
     for number in range(50):
         target.command("SET", f"key{number}", "x" * 10_000)
@@ -179,6 +183,7 @@ async def test_rights(own_server: OwnServer, server_name: str) -> None:
     evidence = only(server.RIGHTS, findings).evidence
     assert evidence == "this user may not use CONFIG GET, SLOWLOG GET, ACL GETUSER"
     assert only(server.MEMORY, findings).level == "warning"
+    assert of(server.RIGHTS, await look(target)) == []
 
 
 @provokes(server.DISK_ERROR)
@@ -248,9 +253,17 @@ async def test_aof_size(own_server: OwnServer, monkeypatch: pytest.MonkeyPatch) 
 
 
 @provokes(server.DANGEROUS)
-async def test_dangerous(own_server: OwnServer) -> None:
-    target = own_server("valkey-9.1", **SOUND, **{"enable-module-command": "yes"})
-    assert "enable-module-command" in only(server.DANGEROUS, await look(target)).evidence
+@pytest.mark.parametrize(
+    "option", ["enable-debug-command", "enable-module-command", "enable-protected-configs"]
+)
+async def test_dangerous(own_server: OwnServer, option: str) -> None:
+    """Each option that lets clients run or write anything is told, until the server starts again
+    without it."""
+    target = own_server("valkey-9.1", **SOUND | {option: "yes"})
+    found = only(server.DANGEROUS, await look(target))
+    assert option in found.evidence and f"`{option} no`" in found.fix
+    target.restart(**{option: "no"})
+    assert of(server.DANGEROUS, await look(target)) == []
 
 
 @provokes(server.SLOW)
@@ -360,12 +373,18 @@ async def test_cluster(cluster: Callable[..., TestCluster]) -> None:
 
 
 @provokes(server.CLOCK)
-async def test_clock(own_server: OwnServer) -> None:
-    """A server whose clock is off is told. (Its clock is left alone: ours is moved.)"""
-    facts = await read(own_server("valkey-9.1", **SOUND).url)
-    assert abs(facts.clock_ms) <= 1_000 + facts.clock_doubt_ms
-    facts.clock_ms = -61_000
-    assert "-61,000 ms" in only(server.CLOCK, check_server(facts, None)).evidence
+async def test_clock(own_server: OwnServer, server_name: str, tmp_path: Path) -> None:
+    """A server whose clock is off is told by how much, until its clock is set."""
+    sight = Sight(tmp_path)
+    target = own_server(server_name, inside=sight.inside, **SOUND)
+    assert of(server.CLOCK, await look(target)) == []
+    sight.move_clock(-61_000)
+    told = only(server.CLOCK, await look(target)).evidence
+    found = re.search(r"([-+][\d,]+) ms", told)
+    # A machine that is busy answers late.
+    assert found and -61_500 < int(found[1].replace(",", "")) < -60_500, told
+    sight.move_clock(0)
+    assert of(server.CLOCK, await look(target)) == []
 
 
 @provokes(server.CPU)
