@@ -126,6 +126,10 @@ class Network:
         self._servers.append(server)
         return server.start()
 
+    def run_in_router(self, *command: str) -> str:
+        """Run a program on the way to the server."""
+        return self._in(self.router, *command)
+
     # --- the faults ---
 
     def heal(self) -> None:

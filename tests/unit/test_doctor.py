@@ -17,7 +17,7 @@ from standpipe.doctor.explain import EXPLANATIONS, explain
 from standpipe.doctor.finding import Chmod, Finding, KernelSet
 from standpipe.doctor.history import History, grown
 from standpipe.doctor.logfile import check_log
-from standpipe.doctor.machine import LocalServer, Machine, check_machine
+from standpipe.doctor.machine import LocalServer, Machine, check_machine, clients_asked
 from standpipe.doctor.repair import repair
 from standpipe.doctor.run import HISTORY
 from standpipe.doctor.streams import stream_name
@@ -131,17 +131,53 @@ def test_unreadable_machine(tmp_path: Path) -> None:
     assert list(check_machine(Machine(tmp_path), [SERVER], {})) == []
 
 
-async def test_kernel_repair(tmp_path: Path) -> None:
-    """--fix writes the value, and says what was there; what it may not write it says as well."""
-    lay_out(tmp_path, **{"proc/sys/vm/overcommit_memory": "0"})
-    path = tmp_path / "proc/sys/vm/overcommit_memory"
-    finding = only(machine.OVERCOMMIT, look(tmp_path, **{"proc/sys/vm/overcommit_memory": "0"}))
-    assert finding.repair == KernelSet("/proc/sys/vm/overcommit_memory", "1")
-    done = await repair(finding._replace(repair=KernelSet(str(path), "1")))
-    assert (done.before, done.after) == ("0", "1")
-    assert look(tmp_path, **{"proc/sys/vm/overcommit_memory": path.read_text()}) == []
-    not_done = await repair(finding._replace(repair=KernelSet(str(tmp_path), "1")))
+@pytest.mark.parametrize(
+    ("check", "path", "bad", "good"),
+    [
+        (machine.OVERCOMMIT, "proc/sys/vm/overcommit_memory", "0", "1"),
+        (machine.BACKLOG, "proc/sys/net/core/somaxconn", "128", "65535"),
+        (
+            machine.HUGE_PAGES,
+            "sys/kernel/mm/transparent_hugepage/enabled",
+            "[always] madvise never",
+            "madvise",
+        ),
+    ],
+)
+async def test_kernel_repair(
+    tmp_path: Path, check: machine.Check, path: str, bad: str, good: str
+) -> None:
+    """--fix writes the value that the finding's command gives, says what was there, and then it is
+    found no more; what it may not write it says as well."""
+    found = only(check, look(tmp_path, **{path: bad}))
+    assert f"{good} " in found.fix or f"={good}," in found.fix
+    done = await repair(found)
+    assert (done.before, done.after) == (bad, good)
+    assert (tmp_path / path).read_text() == good
+    assert list(check_machine(Machine(tmp_path), [SERVER], {})) == []
+    not_done = await repair(found._replace(repair=KernelSet(str(tmp_path), "1")))
     assert not_done.after is None and "Is a directory" in not_done.said
+
+
+def test_kernel_repair_of_this_machine() -> None:
+    """Without another root it is this machine's own /proc and /sys."""
+    assert Machine().path("/proc/sys/vm/overcommit_memory") == "/proc/sys/vm/overcommit_memory"
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("", 10_000),
+        ("port 6379\nMaxClients 500\n", 500),
+        ('maxclients 500\nmaxclients "700"\n', 700),
+        ("include /etc/redis/more.conf\nmaxclients 500\n", None),
+    ],
+)
+def test_clients_asked(tmp_path: Path, text: str, asked: int | None) -> None:
+    """What a configuration file asks for, unless another one has a say in it."""
+    (tmp_path / "redis.conf").write_text(text)
+    assert clients_asked(str(tmp_path / "redis.conf")) == asked
+    assert clients_asked(str(tmp_path / "none")) is clients_asked(None) is None
 
 
 async def test_mode_repair(tmp_path: Path) -> None:
