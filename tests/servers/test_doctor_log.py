@@ -160,12 +160,22 @@ def test_stopped(own_server: OwnServer, server_name: str) -> None:
 
 
 def test_lost_replica(own_server: OwnServer, server_name: str) -> None:
-    """A replica that has lost its primary says so, and the primary that it lost its replica."""
+    """A primary that has lost its replica says so, and a replica that has lost its primary."""
     primary = own_server(server_name, **NOTICE)
-    replica = own_server(server_name, **NOTICE, replicaof=f"{primary.host} {primary.port}")
+    link = {"replicaof": f"{primary.host} {primary.port}"}
+    gone, replica = (own_server(server_name, **NOTICE, **link) for _ in range(2))
+    for each in (gone, replica):
+        eventually_sync(
+            lambda each=each: each.info("replication")["master_link_status"] == "up",
+            20,
+            what="it follows",
+        )
+    assert findings(primary) == findings(replica) == []
+    gone.kill()
     eventually_sync(
-        lambda: "state=online" in primary.cli("INFO", "replication"), 20, what="it follows"
+        lambda: primary.info("replication")["connected_slaves"] == "1", what="one is gone"
     )
+    meant(primary, "warning", "replication broke off")
     primary.kill()
     eventually_sync(
         lambda: replica.info("replication")["master_link_status"] == "down", what="it is cut off"

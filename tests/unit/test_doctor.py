@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from importlib.metadata import requires
+import zipfile
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -321,31 +323,103 @@ def test_log(tmp_path: Path) -> None:
 # --- the client ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of Python's own, with nothing but pip."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder
+
+
+def site_of(environment: Path) -> Path:
+    (site,) = environment.glob("lib/python*/site-packages")
+    return site
+
+
+def install(environment: Path, name: str, version: str, needs: str = "") -> None:
+    """A package that is only said to be there: its metadata are what pip and Python look at."""
+    folder = site_of(environment) / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+    (folder / "METADATA").write_text(meta)
+    (folder / "INSTALLER").write_text("pip\n")
+    rows = [f"{folder.name}/{file},,\n" for file in ("METADATA", "INSTALLER", "RECORD")]
+    (folder / "RECORD").write_text("".join(rows))
+
+
+def offer(folder: Path, name: str, version: str) -> None:
+    """A wheel of a package with nothing in it, for pip to install without a network."""
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", meta)
+        tags = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{info}/WHEEL", tags)
+        names = ("METADATA", "WHEEL", "RECORD")
+        wheel.writestr(f"{info}/RECORD", "".join(f"{info}/{each},,\n" for each in names))
+
+
+def run_in(environment: Path, command: str, wheels: Path) -> None:
+    """A command as somebody types it, in an environment; pip finds the wheels and no others."""
+    given = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    path = f"{environment / 'bin'}:/usr/bin:/bin"
+    done = subprocess.run(
+        ["sh", "-c", command], env={"PATH": path, **given}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @provokes(client.CONFLICTS)
-def test_conflicts(tmp_path: Path) -> None:
-    """`pip check` of an environment in which a package asks for another version, for real."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "v"], check=True)
-    python = tmp_path / "v" / "bin" / "python"
+def test_conflicts(environment: Path, tmp_path: Path) -> None:
+    """`pip check` of an environment in which a package asks for another version, until that is
+    installed."""
+    python = environment / "bin" / "python"
     assert list(check_conflicts(str(python))) == []
-    (site,) = (tmp_path / "v").glob("lib/python*/site-packages")
-    for name, needs in (("telemetry", "Requires-Dist: redis>=99\n"), ("redis", "")):
-        folder = site / f"{name}-1.0.dist-info"
-        folder.mkdir()
-        meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
-        (folder / "METADATA").write_text(meta)
-        (folder / "RECORD").touch()
+    install(environment, "telemetry", "1.0", "Requires-Dist: timeseries>=99\n")
+    install(environment, "timeseries", "1.0")
     found = only(client.CONFLICTS, check_conflicts(str(python)))
-    assert found.level == "warning" and "redis>=99" in found.evidence
+    assert found.level == "warning" and "timeseries>=99" in found.evidence
+    offer(tmp_path, "timeseries", "99.1")
+    run_in(environment, "pip install 'timeseries>=99'", tmp_path)
+    assert list(check_conflicts(str(python))) == []
+
+
+def test_no_pip(tmp_path: Path) -> None:
+    """Where there is no pip, or no such Python, that is a note: nothing was checked."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "v"], check=True)
+    found = only(client.CONFLICTS, check_conflicts(str(tmp_path / "v" / "bin" / "python")))
+    assert found.level == "note" and "pip is not installed" in found.evidence
+    found = only(client.CONFLICTS, check_conflicts(str(tmp_path / "none")))
+    assert found.level == "note" and "could not run" in found.evidence
 
 
 @provokes(client.LIBRARIES)
-def test_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old or missing library is named, with the version that is needed."""
+@pytest.mark.parametrize("name", ["redis", "hiredis"])
+def test_libraries(
+    name: str, environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that is too old is named, with the command that installs the one that is needed;
+    when that was run it is found no more."""
     assert of(client.LIBRARIES, client.check_client([])) == []
-    old = {"redis": "4.6.0", "hiredis": "3.3.0"}
-    monkeypatch.setattr(client, "version", old.__getitem__)
+    monkeypatch.syspath_prepend(site_of(environment))
+    install(environment, name, "2.10.6")
     found = only(client.LIBRARIES, client.check_client([]))
-    assert "redis is 4.6.0" in found.evidence and "pip install 'redis>=" in found.fix
+    assert f"{name} is 2.10.6" in found.evidence and found.level == "warning"
+    offer(tmp_path, name, "99.0")
+    run_in(environment, found.fix, tmp_path)
+    assert version(name) == "99.0"
+    assert of(client.LIBRARIES, client.check_client([])) == []
+
+
+def test_library_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library whose package is gone, as after an installation that was cut off, is named too."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    evidence = [each.evidence for each in of(client.LIBRARIES, client.check_client([]))]
+    assert [each.split(",")[0] for each in evidence] == [
+        "redis is not installed",
+        "hiredis is not installed",
+    ]
 
 
 def test_library_versions() -> None:

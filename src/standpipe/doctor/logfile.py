@@ -116,8 +116,11 @@ _PATTERNS: Final = (
         "nothing: nobody got it acknowledged at the level fsync",
     ),
     _Pattern(
-        "Connection with (replica|slave|master) .*lost|MASTER timeout|REPLICA timeout|"
-        "Failed trying to (load the MASTER|receive)|Master is currently unable to PSYNC|"
+        # The channel of a first copy (8.0 and later) is closed when that is done.
+        r"Connection with (replica(?! \(rdbchannel)|slave|master|primary).* lost|"
+        "(MASTER|PRIMARY|REPLICA) timeout|"
+        "Failed trying to (load the (MASTER|PRIMARY)|receive)|Disconnecting timedout replica|"
+        "(Master|Primary) is currently unable to PSYNC|"
         "scheduled to be closed ASAP for overcoming of output buffer limits",
         "warning",
         "replication broke off: until it is back a failover loses what is missing",
