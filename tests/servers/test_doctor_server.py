@@ -17,10 +17,11 @@ import pytest
 from standpipe.doctor import Check, Finding, client, machine, server
 from standpipe.doctor.certificate import CERTIFICATE, check_certificate
 from standpipe.doctor.client import check_client
+from standpipe.doctor.logfile import check_log
 from standpipe.doctor.machine import check_disk
 from standpipe.doctor.reading import ServerFacts, measure_cpu, node_urls, read_server
 from standpipe.doctor.repair import repair
-from standpipe.doctor.run import REACHED, examine
+from standpipe.doctor.run import HISTORY, REACHED, examine
 from standpipe.doctor.server import check_server
 from standpipe.errors import TooManyClientsError
 from standpipe.wire import Server
@@ -73,6 +74,7 @@ CASES: list[tuple[Check, dict[str, str], str, str]] = [
     (server.MEMORY, {"maxmemory": "0"}, "warning", "maxmemory = 0"),
     (server.FORK_ROOM, {"maxmemory": "100000gb"}, "warning", "leaves 0 %"),
     (server.PERSISTENCE, {"appendonly": "no"}, "critical", "appendonly = 'no'"),
+    (server.PERSISTENCE, {"appendonly": "no", "save": "3600 1"}, "warning", "save = '3600 1'"),
     (server.FSYNC, {"appendfsync": "no"}, "warning", "appendfsync = 'no'"),
     (server.FSYNC, {"appendfsync": "always"}, "note", "appendfsync = 'always'"),
     (server.FSYNC, {"no-appendfsync-on-rewrite": "yes"}, "warning", "no-appendfsync-on-rewrite"),
@@ -98,13 +100,19 @@ async def test_bad_option(
     level: str,
     evidence: str,
 ) -> None:
-    """An option that is wrong is found with its value; what --fix can mend it mends, in the running
-    server and in its file, and then nothing is found any more."""
+    """An option that is wrong is found with its value; the command that the finding gives mends it,
+    and what --fix can mend it mends, in the running server and in its file: then nothing is found
+    any more."""
     target = own_server(server_name, **SOUND)
-    ((name, value),) = setting.items()
-    target.command("CONFIG", "SET", name, value)
+    for name, value in reversed(setting.items()):
+        target.command("CONFIG", "SET", name, value)
     found = only(check, await look(target))
     assert found.level == level and evidence in found.evidence and found.fix
+    words = found.fix.partition(",")[0].split()
+    if words[:2] == ["CONFIG", "SET"]:
+        target.command(*words)
+        assert of(check, await look(target)) == []
+        target.command("CONFIG", "SET", name, value)
     if found.repair is not None:
         done = await repair(found)
         assert done.after is not None and done.before != done.after, done
@@ -132,6 +140,15 @@ async def test_wide_bind(own_server: OwnServer) -> None:
         facts = await read_server(opened, "standpipe")
     levels = {each.level for each in of(server.EXPOSED, check_server(facts, None))}
     assert levels == {"warning"}
+    target.user = ("default", "secret")
+    target.command("ACL", "SETUSER", "operator", "on", ">secret", "~*", "&*", "+@all")
+    target.user = ("operator", "secret")
+    target.command("ACL", "SETUSER", "default", "off")
+    target.command("CONFIG", "SET", "bind", "127.0.0.1")
+    target.command("CONFIG", "SET", "protected-mode", "yes")
+    async with Server(target.url.replace("//", "//operator:secret@")) as opened:
+        findings = list(check_server(await read_server(opened, "standpipe"), None))
+    assert of(server.ACL, findings) == of(server.EXPOSED, findings) == []
 
 
 @provokes(server.MEMORY, server.EVICTION)
@@ -300,12 +317,14 @@ async def test_clients(own_server: OwnServer, server_name: str) -> None:
         with pytest.raises(TooManyClientsError):
             await opened.link("k")
         facts = await read_server(opened, "standpipe")
+        await opened.call("CONFIG", "SET", "maxclients", 100, key="k")
         for link in held:
             await link.close()
     found = of(server.CLIENTS, check_server(facts, before.counters()))
     texts = [each.evidence for each in found]
     assert any("of 5 connections" in text for text in texts), texts
     assert any("turned away since the last look" in text for text in texts), texts
+    assert of(server.CLIENTS, await look(target, facts)) == []
 
 
 @provokes(server.CLIENTS)
@@ -357,8 +376,9 @@ async def test_replication(
 
 @provokes(server.CLUSTER)
 async def test_cluster(cluster: Callable[..., TestCluster]) -> None:
-    """Each node of a cluster is looked at; one that is gone is critical on the others."""
-    three = cluster("valkey-9.1", **SOUND)
+    """Each node of a cluster is looked at; one that is gone is critical on the others, and in
+    their log."""
+    three = cluster("valkey-9.1", **SOUND, loglevel="notice")
     async with Server(three.url) as opened:
         urls = await node_urls(opened, "standpipe")
     assert {url.rpartition(":")[2] for url in urls} == {str(node.port) for node in three.nodes}
@@ -370,6 +390,12 @@ async def test_cluster(cluster: Callable[..., TestCluster]) -> None:
 
     (found,) = await eventually(is_found, 30, what="the cluster is down")
     assert found.level == "critical" and "slots served" in found.evidence
+
+    def is_logged() -> bool:
+        lines = [each.evidence for each in check_log(three.nodes[0].data / "server.log")]
+        return any(each.startswith("slots of the cluster were not served") for each in lines)
+
+    await eventually(is_logged, 30, what="its log says so")
 
 
 @provokes(server.CLOCK)
@@ -434,13 +460,17 @@ async def test_config_mode(own_server: OwnServer, server_name: str) -> None:
 
 @provokes(server.TLS)
 async def test_no_tls(tmp_path: Path) -> None:
-    """A server on another machine that speaks without TLS is told."""
+    """A server on another machine that speaks without TLS is told; one with it is not."""
     require_network()
     with Network() as network:
         away = network.server("redis-7.0", tmp_path / "away", appendonly="yes")
         found = only(server.TLS, await look(away))
         assert "another machine" in found.evidence
         assert of(server.ACL, await look(away))[0].level == "warning"
+        away.kill()
+        files = make_certificates(tmp_path / "certificates", address=network.host)
+        away = network.server("redis-7.0", tmp_path / "tls", files, appendonly="yes")
+        assert of(server.TLS, await look(away)) == []
 
 
 @provokes(CERTIFICATE)
@@ -515,11 +545,19 @@ def test_slow_disk(tmp_path: Path) -> None:
 # --- all together --------------------------------------------------------------------------------
 
 
-@provokes(REACHED)
-async def test_unreachable(tmp_path: Path) -> None:
-    """A server that is not there is critical, and the machine is looked at all the same."""
+@provokes(REACHED, HISTORY)
+async def test_unreachable(own_server: OwnServer, tmp_path: Path) -> None:
+    """A server that is not there is critical, and the machine is looked at all the same; notes of
+    the last look that cannot be kept are one more finding. Both are gone when that is mended."""
+    (tmp_path / "file").touch()
     report = await examine(
-        f"redis://127.0.0.1:{free_port()}", window_ms=10, state=tmp_path / "state.json"
+        f"redis://127.0.0.1:{free_port()}", window_ms=10, state=tmp_path / "file" / "state.json"
     )
     assert report.is_critical and report.findings[0].check is REACHED
     assert report.servers == [] and report.is_first_look
+    history = only(HISTORY, report.findings)
+    assert history.level == "note" and "cannot write" in history.evidence
+    target = own_server("valkey-9.1", **SOUND)
+    report = await examine(target.url, window_ms=10, state=tmp_path / "state.json")
+    assert of(REACHED, report.findings) == of(HISTORY, report.findings) == []
+    assert report.servers == [target.url] and (tmp_path / "state.json").exists()

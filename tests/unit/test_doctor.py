@@ -21,7 +21,6 @@ from standpipe.doctor.history import History, grown
 from standpipe.doctor.logfile import check_log
 from standpipe.doctor.machine import LocalServer, Machine, check_machine, clients_asked
 from standpipe.doctor.repair import repair
-from standpipe.doctor.run import HISTORY
 from standpipe.doctor.streams import stream_name
 from standpipe.keyspace import shard_keys, side_key
 from standpipe.wire import _BY_CODE  # pyright: ignore[reportPrivateUsage]
@@ -212,7 +211,6 @@ def test_history(tmp_path: Path) -> None:
     assert grown({"drops": 5}, {"drops": 2}) == {"drops": 2}
 
 
-@provokes(HISTORY)
 def test_history_unusable(tmp_path: Path) -> None:
     """A past that cannot be read or kept is said, and stops nothing."""
     path = tmp_path / "doctor.json"
