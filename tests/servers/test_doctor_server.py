@@ -186,6 +186,16 @@ async def test_version(server_name: str, own_server: OwnServer) -> None:
     facts.info = facts.info | {"redis_version": "6.0.16"}
     facts.info.pop("valkey_version", None)
     assert only(server.VERSION, check_server(facts, None)).level == "critical"
+    facts.info = facts.info | {"redis_version": "unknown"}
+    assert "tells no version" in only(server.VERSION, check_server(facts, None)).evidence
+
+
+async def test_old_line(own_server: OwnServer) -> None:
+    """A line whose makers mend it no more is a note, beside the faults that they left in it."""
+    facts = await read(own_server("redis-7.0").url)
+    levels = {each.level: each.evidence for each in of(server.VERSION, check_server(facts, None))}
+    assert "its makers mend this line no more" in levels["note"]
+    assert "CVE-2025-49844" in levels["warning"]
 
 
 @provokes(server.RIGHTS)
