@@ -23,7 +23,7 @@ from standpipe.doctor.machine import LocalServer, Machine, check_machine, client
 from standpipe.doctor.repair import repair
 from standpipe.doctor.streams import stream_name
 from standpipe.keyspace import shard_keys, side_key
-from standpipe.wire import _BY_CODE  # pyright: ignore[reportPrivateUsage]
+from standpipe.wire.replies import _BY_CODE  # pyright: ignore[reportPrivateUsage]
 from tests.doctoring import of, only, provokes
 
 GOOD = {

@@ -685,7 +685,7 @@ class Producer:
                 piece.shard, piece.mark, piece.part, piece.count, piece.arguments
             )
             receipts.add(block, block.count - piece.count, piece.count, piece.positions)
-            if waits and (piece.arguments is None or block.count >= self._block_events_max):
+            if waits and (piece.arguments is None or block.count >= self._buffer.block_events_max):
                 # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
