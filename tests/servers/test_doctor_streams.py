@@ -29,6 +29,8 @@ from tests.servers.working import running
 
 OwnServer = Callable[..., TestServer]
 WINDOW_MS = 400
+AT_ONCE_MS = 20
+"""Where nothing is judged by how it changes."""
 
 
 async def read(server: TestServer | TestCluster, name: str, window_ms: int = WINDOW_MS) -> Any:
@@ -36,8 +38,8 @@ async def read(server: TestServer | TestCluster, name: str, window_ms: int = WIN
         return await read_stream(stream, window_ms, DOCTOR_SAMPLES)
 
 
-async def look(server: TestServer, name: str) -> list[Finding]:
-    return list(check_stream(await read(server, name), None))
+async def look(server: TestServer, name: str, window_ms: int = WINDOW_MS) -> list[Finding]:
+    return list(check_stream(await read(server, name, window_ms), None))
 
 
 def add(server: TestServer, key: str, count: int, at: int | None = None, **fields: object) -> None:
@@ -123,13 +125,13 @@ async def test_forgotten_entries(own_server: OwnServer, server_name: str, tmp_pa
         target.command("XGROUP", "CREATE", "grid", group, "0")
     take = ("XREADGROUP", "GROUP", "g", "gone", "COUNT", 3, "STREAMS", "grid", ">")
     assert len(target.command(*take)[0][1]) == 3
-    found = await look(target, "grid")
+    found = await look(target, "grid", AT_ONCE_MS)
     assert of(streams.DEAD_CONSUMER, found) == of(streams.PENDING_AGE, found) == []
     unread = only(streams.UNREAD_GROUP, found)
     assert "group unread: lag 40, no consumers; it pins about" in unread.evidence
 
     sight.move_clock(2 * 3_600_000)
-    found = await look(target, "grid")
+    found = await look(target, "grid", AT_ONCE_MS)
     assert "pending since 7,2" in only(streams.PENDING_AGE, found).evidence
     dead = only(streams.DEAD_CONSUMER, found)
     assert "gone holds 3 entries, idle for 7,2" in dead.evidence
@@ -141,13 +143,13 @@ async def test_forgotten_entries(own_server: OwnServer, server_name: str, tmp_pa
     target.command("XREADGROUP", "GROUP", "g", "new", "COUNT", 1, "STREAMS", "grid", ">")
     for words in (delete, [word.replace("…", "new") for word in claim]):
         await run_advised(words, target.url)
-    found = await look(target, "grid")
+    found = await look(target, "grid", AT_ONCE_MS)
     assert of(streams.DEAD_CONSUMER, found) == of(streams.UNREAD_GROUP, found) == []
     ((shown,),) = map(advised, of(streams.PENDING_AGE, found))
     entries = json.loads(await run_advised([*shown, "--json"], target.url))["entries"]
     assert len(entries) == 4
     await run_advised(["ack", "grid", "g", *(entry["id"] for entry in entries)], target.url)
-    assert of(streams.PENDING_AGE, await look(target, "grid")) == []
+    assert of(streams.PENDING_AGE, await look(target, "grid", AT_ONCE_MS)) == []
 
 
 @provokes(streams.LOST)
@@ -158,16 +160,16 @@ async def test_lost(server: TestServer, stream_name: str) -> None:
         Stream(stream_name, server.url, max_len=100, when_full="ring", codec="plain") as stream,
         Producer(stream) as producer,
     ):
-        before = (await read(server, stream_name)).counters()
+        before = (await read(server, stream_name, AT_ONCE_MS)).counters()
         assert before["lost"] == 0
         for _ in range(4):
             await (await producer.send_many([{"key": f"m{n}", "v": n} for n in range(200)]))
-    facts = await read(server, stream_name)
+    facts = await read(server, stream_name, AT_ONCE_MS)
     lost = facts.counters()["lost"]
     assert lost > 0
     found = only(streams.LOST, check_stream(facts, grown(before, facts.counters())))
     assert found.level == "warning" and f"{lost:,} since the last look" in found.evidence
-    before, facts = facts.counters(), await read(server, stream_name)
+    before, facts = facts.counters(), await read(server, stream_name, AT_ONCE_MS)
     assert only(streams.LOST, check_stream(facts, grown(before, facts.counters()))).level == "note"
     assert only(streams.LOST, check_stream(facts, None)).level == "note"
 
@@ -186,11 +188,11 @@ async def test_dead_letters(server: TestServer, stream_name: str) -> None:
         worker = Worker(stream, "g")
         worker.each(handle)
         async with running(worker):
-            assert of(streams.DEAD_LETTERS, await look(server, stream_name)) == []
+            assert of(streams.DEAD_LETTERS, await look(server, stream_name, AT_ONCE_MS)) == []
             await (await producer.send({"key": "m1", "v": 1}))
 
             async def is_found() -> list[Finding]:
-                return of(streams.DEAD_LETTERS, await look(server, stream_name))
+                return of(streams.DEAD_LETTERS, await look(server, stream_name, AT_ONCE_MS))
 
             (found,) = await eventually(is_found, 30, what="it was given up")
             assert "1 dead letters" in found.evidence
@@ -209,11 +211,11 @@ async def test_dead_letters(server: TestServer, stream_name: str) -> None:
 async def test_no_limit(server: TestServer, stream_name: str) -> None:
     """A stream that may grow for ever is told, until it has a limit."""
     add(server, stream_name, 1)
-    found = only(streams.NO_LIMIT, await look(server, stream_name))
+    found = only(streams.NO_LIMIT, await look(server, stream_name, AT_ONCE_MS))
     assert found.level == "note"
     (words,) = advised(found)
     await run_advised(words, server.url)
-    assert of(streams.NO_LIMIT, await look(server, stream_name)) == []
+    assert of(streams.NO_LIMIT, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.HOT_SHARD)
