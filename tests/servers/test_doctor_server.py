@@ -172,6 +172,9 @@ async def test_memory_used(own_server: OwnServer, server_name: str) -> None:
     target.command("SET", "one", "more")
     texts = [each.evidence for each in of(server.EVICTION, await look(target))]
     assert any("keys were evicted" in text for text in texts), texts
+    target.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    target.command("CONFIG", "RESETSTAT")
+    assert of(server.EVICTION, await look(target)) == []
 
 
 @provokes(server.VERSION)
@@ -350,7 +353,8 @@ async def test_paused(own_server: OwnServer) -> None:
 async def test_replication(
     sentinel: Callable[..., TestSentinel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica is told as such, a dead link is critical, and a replica that is silent is named."""
+    """A replica is told as such, a dead link is critical, and a replica that is silent or far
+    behind is named."""
     both = sentinel("valkey-9.1", **SOUND)
     assert of(server.REPLICATION, await look(both.primary)) == []
     await eventually(
@@ -367,6 +371,12 @@ async def test_replication(
 
     try:
         await eventually(is_silent, 30, what="the primary misses its replica")
+        monkeypatch.setattr(server, "REPLICA_SILENT_S_MAX", 1_000)
+        monkeypatch.setattr(server, "REPLICA_LAG_BYTES_MAX", 1_000_000)
+        assert of(server.REPLICATION, await look(both.primary)) == []
+        both.primary.command("SET", "much", b"x" * 1_000_000)
+        found = only(server.REPLICATION, await look(both.primary))
+        assert re.search(r"is 1,0\d\d,\d{3} bytes behind", found.evidence), found.evidence
     finally:
         both.replica.cont()
 
@@ -406,6 +416,12 @@ async def test_cluster(cluster: Callable[..., TestCluster]) -> None:
         return any(each.startswith("slots of the cluster were not served") for each in lines)
 
     await eventually(is_logged, 30, what="its log says so")
+    three.nodes[2].restart()
+
+    async def is_well() -> bool:
+        return of(server.CLUSTER, await look(three.nodes[0])) == []
+
+    await eventually(is_well, 30, what="the node is back")
 
 
 @provokes(server.CLOCK)

@@ -244,8 +244,12 @@ async def test_hot_key(server: TestServer, stream_name: str, codec: str) -> None
         Producer(stream) as producer,
     ):
         await (await producer.send_many(events))
-    found = only(streams.HOT_KEY, await look(server, stream_name))
-    assert "'pump-7'" in found.evidence and found.level == "note"
+        found = only(streams.HOT_KEY, await look(server, stream_name, AT_ONCE_MS))
+        assert "'pump-7'" in found.evidence and found.level == "note"
+        # As the finding says: over several keys.
+        events = [{"key": f"pump-7/{n % 5}" if n % 2 else f"m{n}", "v": n} for n in range(2_000)]
+        await (await producer.send_many(events))
+        assert of(streams.HOT_KEY, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.BIG_ENTRIES)
@@ -254,6 +258,8 @@ async def test_big_entries(server: TestServer, stream_name: str) -> None:
     entry_id = server.command("XADD", stream_name, "*", "image", "x" * 2_000_000)
     found = only(streams.BIG_ENTRIES, await look(server, stream_name))
     assert entry_id in found.evidence and "2,000,005 bytes" in found.evidence
+    server.command("XDEL", stream_name, entry_id)
+    assert of(streams.BIG_ENTRIES, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.NODES)
@@ -277,6 +283,10 @@ async def test_nodes(cluster: Callable[..., TestCluster], stream_name: str) -> N
         move_slot(three, key, target)
     found = only(streams.NODES, check_stream(await read(three, stream_name), None))
     assert f"127.0.0.1:{target.port}: 4" in found.evidence
+    for key in keys[:2]:
+        move_slot(three, key, source)
+    facts = await read(three, stream_name, AT_ONCE_MS)
+    assert of(streams.NODES, check_stream(facts, None)) == []
 
 
 @provokes(streams.UNREADABLE)
@@ -288,6 +298,10 @@ async def test_unreadable(server: TestServer, stream_name: str) -> None:
     report = await examine(server.url, names=[stream_name], window_ms=10)
     found = only(streams.UNREADABLE, report.findings)
     assert "cannot be read" in found.evidence and report.streams == []
+    server.command("DEL", f"{{{stream_name}}}:definition")
+    add(server, stream_name, 1)
+    report = await examine(server.url, names=[stream_name], window_ms=10)
+    assert of(streams.UNREADABLE, report.findings) == [] and report.streams == [stream_name]
 
 
 async def test_streams_are_found(own_server: OwnServer, server_name: str) -> None:
