@@ -121,6 +121,17 @@ def test_bad_machine(
     assert evidence in found.evidence and found.level == "warning" and found.fix
 
 
+def test_a_few_faults_are_none(tmp_path: Path) -> None:
+    """What a good network loses now and then is no finding: 5 of a million packets, 0.9 % of the
+    segments."""
+    few = {
+        "sys/class/net/eth0/statistics/rx_packets": "2000000",
+        "sys/class/net/eth0/statistics/rx_dropped": "5",
+        "proc/net/snmp": "Tcp: OutSegs RetransSegs\nTcp: 1001000 9009",
+    }
+    assert look(tmp_path, **few) == []
+
+
 def test_nothing_to_compare(tmp_path: Path) -> None:
     """At the first look counters say nothing: they may have grown in years."""
     bad = lay_out(tmp_path, **{"sys/class/net/eth0/statistics/rx_errors": "999999"})
@@ -316,6 +327,48 @@ def test_log(tmp_path: Path) -> None:
     assert fsync.level == "warning" and "the disk did not keep up" in fsync.evidence
     with pytest.raises(errors.ConfigError, match="cannot be read"):
         list(check_log(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "meaning"),
+    [
+        (
+            "WARNING overcommit_memory is set to 0! Background save may fail under low memory "
+            "condition.",
+            "warning",
+            "vm.overcommit_memory is 0",
+        ),
+        (
+            "WARNING Memory overcommit must be enabled! Without it, a background save or "
+            "replication may fail under low memory condition.",
+            "warning",
+            "vm.overcommit_memory is 0",
+        ),
+        (
+            "WARNING You have Transparent Huge Pages (THP) support enabled in your kernel. This "
+            "will create latency and memory usage issues with Redis.",
+            "warning",
+            "transparent huge pages are on",
+        ),
+        (
+            "== CRITICAL == This replica is sending an error to its master: 'MISCONF Redis is "
+            "configured to save RDB snapshots, but it's currently unable to persist to disk.'",
+            "critical",
+            "writes are refused because the server cannot persist",
+        ),
+        (
+            "Could not write tmp cluster config file: No space left on device",
+            "critical",
+            "the disk is full",
+        ),
+    ],
+)
+def test_log_of_another_machine(tmp_path: Path, line: str, level: str, meaning: str) -> None:
+    """Lines of servers on machines that are set up otherwise than this one may be."""
+    path = tmp_path / "redis-server.log"
+    path.write_text(f"101:M 24 Nov 2026 14:00:00.010 # {line}\n")
+    (found,) = check_log(path)
+    assert found.level == level and found.evidence.startswith(meaning)
 
 
 # --- the client ----------------------------------------------------------------------------------
