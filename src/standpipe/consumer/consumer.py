@@ -159,6 +159,14 @@ class Consumer:
         if not loop.cancelled() and isinstance(error := loop.exception(), Exception):
             self._intake.fail(error)
 
+    def offer_to(self, taker: Callable[[Delivery], bool]) -> None:
+        """Offer what arrives to a function as it arrives, before it waits for :meth:`deliveries`.
+
+        Args:
+            taker: Says whether it has taken it. It must not raise, nor take long.
+        """
+        self._intake.taker = taker
+
     async def deliveries(self) -> AsyncIterator[Delivery]:
         """What arrives, without an end, but for an error that no retry mends.
 

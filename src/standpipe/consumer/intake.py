@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from standpipe.errors import DecodeError
@@ -120,6 +121,8 @@ class Intake:
         self._bytes_max = bytes_max
         self._room = asyncio.Event()
         self._arrived: asyncio.Queue[Delivery | Exception] = asyncio.Queue()
+        self.taker: Callable[[Delivery], bool] = lambda _: False
+        """Is offered what arrives; what it does not take waits for :meth:`get`."""
 
     async def wait_for_room(self) -> Room:
         """Wait for room; return how much may be asked for.
@@ -156,7 +159,8 @@ class Intake:
         self.stats.read += len(delivery.ids) + len(delivery.undecodable)
         self.stats.events += len(delivery.batch)
         self.in_flight += len(delivery.batch) + len(delivery.undecodable)
-        self._arrived.put_nowait(delivery)
+        if not self.taker(delivery):
+            self._arrived.put_nowait(delivery)
 
     def fail(self, error: Exception) -> None:
         """Nothing more will arrive, for a reason that no retry mends."""

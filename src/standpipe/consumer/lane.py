@@ -264,8 +264,7 @@ class Lane(Links):
             self._reached[shard] = rows[-1][0]
             self._take(shard, rows, {})
         if not is_full:
-            # In two turns of the loop it is at its handler, which the next write would hold up.
-            await asyncio.sleep(0)
+            # In the loop's next turn it is at its handler, which the next write would hold up.
             await asyncio.sleep(0)
 
     def _ask(self, link: Link, count: int) -> None:

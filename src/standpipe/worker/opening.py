@@ -29,16 +29,25 @@ class Opener:
         self._is_batch: Final = is_batch
         self._deliveries_max: Final = deliveries_max
 
+    def calls_at_once(self, delivery: Delivery) -> list[Call] | None:
+        """The calls for a delivery; None: something has to be settled first, see :meth:`calls`."""
+        if delivery.undecodable or delivery.deliveries:
+            return None
+        opened = _opened(delivery)
+        if not all(entry.left for entry in opened):
+            return None
+        try:
+            return self._made(delivery.batch, opened, 1)
+        except DecodeError:
+            return None
+
     async def calls(self, delivery: Delivery) -> list[Call]:
         """The calls for a delivery."""
         batch, shard, counts = delivery.batch, delivery.shard, delivery.deliveries
         fence = delivery.fence
         for bad in delivery.undecodable:
             await self._settler.bury_raw(Open(shard, bad.id, 1, fence), bad.fields, bad.error)
-        opened = [
-            Open(shard, entry_id, entry.count, fence)
-            for entry_id, entry in zip(delivery.ids, batch.entries, strict=True)
-        ]
+        opened = _opened(delivery)
         if not counts:
             return await self._calls_of(batch, opened, 1)
         # After a takeover the entries' counts differ, so each goes by itself.
@@ -54,23 +63,25 @@ class Opener:
         return calls
 
     async def _calls_of(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
-        is_suspect = 1 < deliveries >= self._deliveries_max
         if empty := [entry for entry in opened if not entry.left]:
             await self._settler.settle(empty, [0] * len(empty))
             if not len(batch):
                 return []
+        try:
+            return self._made(batch, opened, deliveries)
+        except DecodeError:
+            return await self.decodable(batch, opened, deliveries)
+
+    def _made(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
+        is_suspect = 1 < deliveries >= self._deliveries_max
         if self._is_batch:
             # Not decoded here: a handler that takes tables needs no events.
             first = batch.entries[0].id
             return [Call(batch, opened, first, deliveries, is_suspect=is_suspect)]
-        try:
-            events = batch.events
-        except DecodeError:
-            return await self.decodable(batch, opened, deliveries)
         owners = [o for o in opened for _ in range(o.left)]
         return [
             Call(event, [owner], event_id, deliveries, is_suspect=is_suspect)
-            for event, event_id, owner in zip(events, batch.ids, owners, strict=True)
+            for event, event_id, owner in zip(batch.events, batch.ids, owners, strict=True)
         ]
 
     async def decodable(self, batch: Batch, opened: list[Open], deliveries: int) -> list[Call]:
@@ -84,6 +95,13 @@ class Opener:
                 alone = Batch([entry], stream=batch.stream, shard=batch.shard)
                 calls += await self._calls_of(alone, [open_entry], deliveries)
         return calls
+
+
+def _opened(delivery: Delivery) -> list[Open]:
+    return [
+        Open(delivery.shard, entry_id, entry.count, delivery.fence)
+        for entry_id, entry in zip(delivery.ids, delivery.batch.entries, strict=True)
+    ]
 
 
 def decode_error(entry: Entry) -> DecodeError | None:

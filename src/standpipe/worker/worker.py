@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar, cast, overload
 
-from standpipe.consumer import Consumer, cancel_tasks, finish
+from standpipe.consumer import Consumer, Delivery, cancel_tasks, finish
 from standpipe.errors import (
     ConfigError,
     DecodeError,
@@ -382,6 +382,16 @@ class Worker:
 
     async def _intake(self) -> None:
         opener = self._opener()
+
+        def take(delivery: Delivery) -> bool:
+            calls = opener.calls_at_once(delivery)
+            for call in calls or ():
+                self._calls.put_nowait(call)
+            return calls is not None
+
+        if self.consumer.leases is None:
+            # Else one that has to wait might be overtaken by a later one of its shard.
+            self.consumer.offer_to(take)
         async for delivery in self.consumer.deliveries():
             if (
                 self.consumer.leases is None
