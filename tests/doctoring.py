@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from typer.testing import CliRunner
 
-from standpipe.cli import app
+from standpipe.cli import app_with
 from standpipe.doctor import Check, Finding
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -48,6 +48,8 @@ def advised(finding: Finding) -> list[list[str]]:
 async def run_advised(words: list[str], url: str) -> str:
     """Run one of them on a server, in this process: a new one takes a second to begin."""
     line = [*words, "--url", url]
-    done = await asyncio.to_thread(CliRunner().invoke, app, line, catch_exceptions=False)
+    done = await asyncio.to_thread(
+        CliRunner().invoke, app_with(words[:1]), line, catch_exceptions=False
+    )
     assert done.exit_code == 0, f"{line}: {done.stdout}{done.stderr}"
     return done.stdout

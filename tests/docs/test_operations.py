@@ -12,7 +12,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from standpipe.cli import app
+from standpipe.cli import app_with
 from tests.servers.fleet import TestServer
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_the_table_is_complete() -> None:
     assert [name for name, held in rows if "test" not in held] == []
 
 
-ALL: Any = typer.main.get_command(app)
+ALL: Any = typer.main.get_command(app_with())
 
 
 def command_of(words: list[str]) -> tuple[Any, list[str]]:
@@ -144,7 +144,7 @@ def test_the_walk_runs(
         if program != "standpipe" or words[0] in GOES_ON:
             continue
         words = walking.before(words)
-        done = CliRunner().invoke(app, words, env={"STANDPIPE_URL": server.url})
+        done = CliRunner().invoke(app_with(words[:1]), words, env={"STANDPIPE_URL": server.url})
         assert done.exit_code == 0, f"{line}\n{done.stdout}{done.stderr}"
         ran.append(line)
     assert len(ran) == sum(line.startswith("standpipe ") for line in lines()) - len(GOES_ON)
