@@ -36,13 +36,13 @@ class Bound(NamedTuple):
 
 
 BOUNDS = {
-    ("standpipe-plain", "produce"): Bound(1.3, 1010),
-    ("standpipe-plain", "consume"): Bound(0.4, 12),
-    ("standpipe-rows", "produce"): Bound(5, 12),
-    ("standpipe-rows", "consume"): Bound(4, 1),
-    ("standpipe-rows-send", "produce"): Bound(2, 12),
-    ("standpipe-columns", "produce"): Bound(30, 1),
-    ("standpipe-columns", "consume"): Bound(12, 1),
+    ("standpipe-plain", "produce"): Bound(2.5, 1010),
+    ("standpipe-plain", "consume"): Bound(0.45, 8),
+    ("standpipe-rows", "produce"): Bound(6.5, 12),
+    ("standpipe-rows", "consume"): Bound(3.7, 1),
+    ("standpipe-rows-send", "produce"): Bound(2.2, 12),
+    ("standpipe-columns", "produce"): Bound(50, 1),
+    ("standpipe-columns", "consume"): Bound(22, 1),
 }
 
 

@@ -33,6 +33,7 @@ import pyarrow as pa
 import uvloop
 
 from standpipe import Batch, EmbeddedServer, Producer, Stream, Worker
+from standpipe.limits import BLOCK_EVENTS_MAX
 
 CHUNK = 5_000
 PREPARED = 500_000
@@ -63,7 +64,7 @@ class Case(NamedTuple):
     events: int = EVENTS
     shards: int = 1
     keys: int = DEVICES
-    block: int = 500
+    block: int = BLOCK_EVENTS_MAX
     is_baseline: bool = False
 
     @property
@@ -95,7 +96,7 @@ def throughput_cases(quick: bool) -> list[Case]:
         ]
     found += [
         Case("block", block, "rows", EVENTS // 10 if block == 1 else EVENTS, block=block,
-             is_baseline=block == 500)
+             is_baseline=block == BLOCK_EVENTS_MAX)
         for block in (1, 10, 50, 100, 500, 1_000, 2_000, 5_000)
     ]  # fmt: skip
     return found

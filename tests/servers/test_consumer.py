@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import redis
@@ -12,6 +13,7 @@ import redis
 from standpipe import Event, Producer, Stream
 from standpipe.consumer.lane import Lane
 from standpipe.errors import AuthenticationError, NotPermittedError, WrongTypeError
+from standpipe.limits import READ_COUNT
 from tests.conditions import eventually
 from tests.faults.proxy import Proxy
 from tests.servers.consuming import Taken, consuming, hand_out, watching
@@ -203,6 +205,52 @@ async def test_a_lost_reply_is_read_again(server: TestServer, stream_name: str) 
             await eventually(lambda turn=turn: len(taken.numbers) == 3 * turn + 3)
         assert sorted(taken.numbers) == list(range(15))
         assert proxy.done["lost reply"] >= 4
+
+
+async def test_the_next_read_is_under_way_while_one_is_decoded(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a backlog the server is asked for more before what came is decoded, within the limits."""
+    seen: list[tuple[int, int]] = []
+    take = Lane._take
+
+    def watched(lane: Lane, shard: int, rows: list[Any], counts: dict[bytes, int]) -> None:
+        asked = 0 if lane._asked is None else lane._asked.count
+        seen.append((len(rows), asked))
+        take(lane, shard, rows, counts)
+
+    monkeypatch.setattr(Lane, "_take", watched)
+    await send(stream, make_events(4_000), "plain")
+    async with consuming(stream, in_flight_events_max=3_000) as taken:
+        await eventually(lambda: len(taken.ids) == 3_000)
+        full = [asked for rows, asked in seen if rows == READ_COUNT]
+        assert full[0] == READ_COUNT
+        # Then nothing more would fit.
+        assert full[-1] == 0
+        taken.ack_all()
+        await eventually(lambda: sorted(taken.numbers) == list(range(4_000)))
+
+
+async def test_cuts_while_reading_ahead(server: TestServer, stream_name: str) -> None:
+    """Connections are cut while there is a backlog: each entry is delivered once, as it is known
+    here, and nothing is left pending."""
+    count, cuts = 15_000, 6
+    async with Stream(stream_name, server.url) as stream:
+        await send(stream, make_events(count), "plain")
+        async with consuming(stream) as taken:
+            acked = 0
+            for cut in range(1, cuts + 1):
+                await eventually(lambda cut=cut: len(taken.ids) > cut * count // (cuts + 2))
+                server.cli("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                for delivery in taken.deliveries[acked:]:
+                    taken.consumer.ack(delivery.shard, delivery.ids)
+                acked = len(taken.deliveries)
+            await eventually(lambda: len(taken.ids) == count, 30)
+            for delivery in taken.deliveries[acked:]:
+                taken.consumer.ack(delivery.shard, delivery.ids)
+            await eventually(lambda: taken.consumer.stats.acknowledged == count, 30)
+        assert await pending(stream) == []
+        assert sorted(taken.numbers) == list(range(count))
 
 
 class AckCutter(Proxy):

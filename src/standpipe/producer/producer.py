@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log: Final = logging.getLogger("standpipe.producer")
+
+_key_of: Final = attrgetter("key")
 
 
 class Producer:
@@ -226,8 +229,7 @@ class Producer:
             definition = self.stream.definition
             self._codec = check_codec(self._codec or definition.codec)
             self._mark = MARKS[self._codec]
-            self._homes: dict[str | None, int] = {}
-            """The shard of each key that was met: devices repeat themselves."""
+            self._homes = _Homes(definition.shards)
             self._layout = definition.layout
             buffer = self._new_buffer(self.stream.keys)
             if self._spool is not None:
@@ -527,14 +529,10 @@ class Producer:
                 chunk = events[start : start + step]
                 yield self._buffer.shards[0], chunk, range(start, start + len(chunk))
             return
-        number = self._homes
-        if len(number) > HOMES_REMEMBERED_MAX:
-            number.clear()
-        for key in {event.key for event in events} - number.keys():
-            number[key] = partition(key, len(self._buffer.shards))
         by_shard: list[list[int]] = [[] for _ in self._buffer.shards]
-        for position, event in enumerate(events):
-            by_shard[number[event.key]].append(position)
+        put = [positions.append for positions in by_shard]
+        for position, home in enumerate(map(self._homes.__getitem__, map(_key_of, events))):
+            put[home](position)
         for shard, positions in zip(self._buffer.shards, by_shard, strict=True):
             for start in range(0, len(positions), step):
                 part = positions[start : start + step]
@@ -617,12 +615,14 @@ class Producer:
         order = pc.sort_indices(home)
         together, start = table.take(order), 0
         counts = {each["values"]: each["counts"] for each in pc.value_counts(home).to_pylist()}
+        # As they stand in memory, 64 bits each: a list of them would take a third of all this.
+        positions = memoryview(order.buffers()[1]).cast("Q")
         for number, shard in enumerate(shards):
-            count = counts.get(number, 0)
-            if count:
-                positions = order.slice(start, count).to_pylist()
-                yield from self._encode_part(shard, together.slice(start, count), positions)
-            start += count
+            stop = start + counts.get(number, 0)
+            if stop > start:
+                part = together.slice(start, stop - start)
+                yield from self._encode_part(shard, part, positions[start:stop])
+            start = stop
 
     def _encode_part(
         self, shard: Shard, table: pa.Table, positions: Sequence[int]
@@ -691,6 +691,19 @@ class Producer:
                 # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
+
+
+class _Homes(dict[str | None, int]):
+    """The shard of each key that was met: devices repeat themselves."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def __missing__(self, key: str | None) -> int:
+        if len(self) >= HOMES_REMEMBERED_MAX:
+            self.clear()
+        home = self[key] = partition(key, self._shards)
+        return home
 
 
 class _Piece(NamedTuple):
