@@ -23,6 +23,7 @@ from types import TracebackType
 
 import pytest
 
+from tests.servers.certificates import Certificates
 from tests.servers.fleet import TestServer
 
 PREFIX = "sp"
@@ -118,13 +119,21 @@ class Network:
         for name in (self.router, self.namespace):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
-    def server(self, name: str, data: Path, **settings: str) -> TestServer:
+    def server(
+        self, name: str, data: Path, certificates: Certificates | None = None, **settings: str
+    ) -> TestServer:
         """A server of the fleet inside, started; it ends with the network."""
         inside = (*_inside(self.namespace), "--")
         settings = {"protected-mode": "no", **settings}
-        server = TestServer(name, data, settings, host=self.host, inside=inside)
+        server = TestServer(
+            name, data, settings, host=self.host, inside=inside, certificates=certificates
+        )
         self._servers.append(server)
         return server.start()
+
+    def run_in_router(self, *command: str) -> str:
+        """Run a program on the way to the server."""
+        return self._in(self.router, *command)
 
     # --- the faults ---
 

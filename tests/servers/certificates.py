@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Certificates(NamedTuple):
-    """Where the PEM files are; the server's certificate is for localhost and 127.0.0.1."""
+    """Where the PEM files are; the server's certificate is for localhost and its address."""
 
     ca: Path
     server: Path
@@ -18,7 +18,7 @@ class Certificates(NamedTuple):
     client_key: Path
 
 
-def make_certificates(folder: Path, *, days: int = 1) -> Certificates:
+def make_certificates(folder: Path, *, days: int = 1, address: str = "127.0.0.1") -> Certificates:
     """Write the files into a folder, which is created; they are valid for so many days."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -30,7 +30,7 @@ def make_certificates(folder: Path, *, days: int = 1) -> Certificates:
     now = datetime.now(UTC)
 
     def sign(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_ca: bool) -> bytes:
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(address))]
         usage = x509.KeyUsage(
             digital_signature=True,
             key_cert_sign=is_ca,

@@ -459,9 +459,9 @@ class Fleet:
             del self._shared[server.name]
             raise AssertionError(f"the shared {server.name} ended in this test:\n{server.log}")
 
-    def own(self, name: str, **settings: str | None) -> TestServer:
+    def own(self, name: str, inside: Sequence[str] = (), **settings: str | None) -> TestServer:
         """A server of the caller's own, started."""
-        return self._start(TestServer(name, self._folder(name), settings))
+        return self._start(TestServer(name, self._folder(name), settings, inside=inside))
 
     def tls(self, **settings: str | None) -> TestServer:
         """A server that speaks TLS only, started."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
-import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,15 @@ from standpipe.doctor.server import check_server
 from standpipe.wire import Server
 from tests.conditions import eventually
 from tests.doctoring import of, only
-from tests.servers.fleet import TestCluster, TestSentinel, TestServer
+from tests.faults.disk import fill, mounted_disk
+from tests.servers.fleet import (
+    Fleet,
+    TestCluster,
+    TestSentinel,
+    TestServer,
+    require_server,
+)
+from tests.servers.sight import Sight
 
 OwnServer = Callable[..., TestServer]
 
@@ -135,14 +144,20 @@ async def test_nodes_without_address(cluster: Callable[..., TestCluster]) -> Non
 # --- what --fix leaves alone ---------------------------------------------------------------------
 
 
-async def test_maxmemory_stays_above_what_is_used(own_server: OwnServer) -> None:
-    """maxmemory is not lowered below what is in memory: writes would be refused at once."""
-    target = own_server("valkey-9.1", maxmemory="100000gb")
-    assert only(server.FORK_ROOM, await look(target.url)).repair is not None
-    async with Server(target.url) as opened:
-        facts = await read_server(opened, "standpipe")
-    facts.info |= {"used_memory": str(facts.number("total_system_memory") // 2)}
-    assert only(server.FORK_ROOM, check_server(facts, None)).repair is None
+async def test_maxmemory_stays_above_what_is_used(own_server: OwnServer, tmp_path: Path) -> None:
+    """maxmemory is not lowered below what is in memory, as writes would be refused at once; when
+    that is less it is. (Of its machine the server sees 100 MB.)"""
+    sight = Sight(tmp_path, memory=100_000_000)
+    target = own_server("valkey-9.1", inside=sight.inside, maxmemory="90mb")
+    for number in range(5):
+        target.command("SET", f"filling{number}", b"x" * 10_000_000)
+    found = only(server.FORK_ROOM, await look(target.url))
+    assert found.repair is None and "bytes leaves 6 %" in found.evidence
+    target.command("FLUSHALL")
+    found = only(server.FORK_ROOM, await look(target.url))
+    assert (await repair(found)).after is not None
+    assert of(server.FORK_ROOM, await look(target.url)) == []
+    assert target.command("SET", "k", "v") == "OK"
 
 
 async def test_appendonly_outlives_a_crash(
@@ -167,14 +182,22 @@ async def test_appendonly_outlives_a_crash(
     assert target.command("DBSIZE") == 50
 
 
-async def test_full_disk_gets_no_aof(own_server: OwnServer) -> None:
-    """No AOF is switched on where there is no room for it."""
-    target = own_server("valkey-9.1", appendonly="no")
-    async with Server(target.url) as opened:
-        facts = await read_server(opened, "standpipe")
-    assert only(server.PERSISTENCE, check_server(facts, None)).repair is not None
-    facts.info |= {"used_memory": str(1 << 60)}
-    assert only(server.PERSISTENCE, check_server(facts, None)).repair is None
+async def test_full_disk_gets_no_aof(own_fleet: Fleet, tmp_path: Path) -> None:
+    """No AOF is switched on where there is no room for it; it is when there is."""
+    with mounted_disk(tmp_path / "disk", 16) as disk:
+        target = own_fleet._start(TestServer("valkey-9.1", disk / "data", {"appendonly": "no"}))
+        target.command("SET", "filling", os.urandom(4_000_000))
+        ballast = fill(disk)
+        found = only(server.PERSISTENCE, await look(target.url))
+        assert found.repair is None and "the disk has 0 bytes free" in found.evidence
+        ballast.unlink()
+        found = only(server.PERSISTENCE, await look(target.url))
+        assert (await repair(found)).after == "yes"
+        assert of(server.PERSISTENCE, await look(target.url)) == []
+        target.kill()
+        target.restart(appendonly="yes")
+        assert target.command("STRLEN", "filling") == 4_000_000
+        target.kill()
 
 
 async def test_open_server_is_not_shut(own_server: OwnServer) -> None:
@@ -186,25 +209,36 @@ async def test_open_server_is_not_shut(own_server: OwnServer) -> None:
     assert of(server.EXPOSED, await look(target.url))[0].repair is None
 
 
-async def test_configuration_of_another(own_server: OwnServer) -> None:
-    """A configuration that its server reads as one of the others is not closed to it."""
+async def test_configuration_of_another(own_fleet: Fleet) -> None:
+    """A configuration that its server reads as one of the others is not closed to it; when it is
+    the server's own it is, and the server starts with it."""
     if os.geteuid() != 0:
-        pytest.skip("needs root")
-    target = own_server("valkey-9.1")
-    path = target.data / "server.conf"
-    path.chmod(0o644)
-    async with Server(target.url) as opened:
-        facts = await read_server(opened, "standpipe")
-    assert only(server.CONFIG_FILE, check_server(facts, None)).repair is not None
-    # The server itself runs as root here: another process stands for one that does not.
-    other = subprocess.Popen(["sleep", "60"], user=65534)  # noqa: ASYNC220
-    try:
-        facts.info |= {"process_id": str(other.pid)}
-        found = only(server.CONFIG_FILE, check_server(facts, None))
-    finally:
-        other.kill()
-        other.wait()
-    assert found.repair is None and "chown" in found.fix
+        pytest.skip("needs root: to run a server as another user")
+    require_server("redis-7.0")
+    # The tests' own folder is closed to others.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # noqa: PTH101
+        as_nobody = (
+            shutil.which("setpriv") or "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--",
+        )
+        target = TestServer("redis-7.0", Path(folder) / "data", inside=as_nobody)
+        target.data.mkdir()
+        os.chown(target.data, 65534, 65534)
+        own_fleet._start(target)
+        path = target.data / "server.conf"
+        path.chmod(0o644)
+        found = only(server.CONFIG_FILE, await look(target.url))
+        assert found.repair is None and f"then chmod 600 {path}" in found.fix
+        os.chown(path, 65534, 65534)
+        found = only(server.CONFIG_FILE, await look(target.url))
+        assert (await repair(found)).after == "0600"
+        assert of(server.CONFIG_FILE, await look(target.url)) == []
+        target.restart()
+        target.kill()
 
 
 # --- certificates --------------------------------------------------------------------------------

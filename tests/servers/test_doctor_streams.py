@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from standpipe import Producer, Stream
+from standpipe import Event, Producer, Reject, Stream, Worker
 from standpipe.clock import now_ms
 from standpipe.doctor import Finding, streams
+from standpipe.doctor.history import grown
 from standpipe.doctor.run import CHECKS
 from standpipe.doctor.streams import StreamFacts, check_stream, find_streams, read_stream
 from standpipe.doctor.thresholds import DOCTOR_SAMPLES
 from standpipe.keyspace import shard_keys
 from standpipe.wire import Server
-from tests.doctoring import PROVOKED, of, only, provokes
+from tests.conditions import eventually
+from tests.doctoring import PROVOKED, advised, of, only, provokes, run_advised
 from tests.servers.fleet import TestCluster, TestServer
 from tests.servers.moving import move_slot
+from tests.servers.sight import Sight
+from tests.servers.working import running
 
 OwnServer = Callable[..., TestServer]
 WINDOW_MS = 400
+AT_ONCE_MS = 20
+"""Where nothing is judged by how it changes."""
 
 
 async def read(server: TestServer | TestCluster, name: str, window_ms: int = WINDOW_MS) -> Any:
@@ -30,8 +38,8 @@ async def read(server: TestServer | TestCluster, name: str, window_ms: int = WIN
         return await read_stream(stream, window_ms, DOCTOR_SAMPLES)
 
 
-async def look(server: TestServer, name: str) -> list[Finding]:
-    return list(check_stream(await read(server, name), None))
+async def look(server: TestServer, name: str, window_ms: int = WINDOW_MS) -> list[Finding]:
+    return list(check_stream(await read(server, name, window_ms), None))
 
 
 def add(server: TestServer, key: str, count: int, at: int | None = None, **fields: object) -> None:
@@ -106,46 +114,42 @@ async def test_growing_pending(server: TestServer, stream_name: str) -> None:
 
 
 @provokes(streams.PENDING_AGE, streams.DEAD_CONSUMER, streams.UNREAD_GROUP)
-async def test_forgotten_entries(server: TestServer, stream_name: str) -> None:
+async def test_forgotten_entries(own_server: OwnServer, server_name: str, tmp_path: Path) -> None:
     """Entries that a dead worker holds, and a group that nobody reads any more, are named with what
-    they hold and what that pins. (XCLAIM sets the idle time that hours would.)"""
-    add(server, stream_name, 40, at=now_ms() - 3 * 3_600_000)
-    server.command("XGROUP", "CREATE", stream_name, "g", "0")
-    server.command("XGROUP", "CREATE", stream_name, "unread", "0")
-    row = server.command(
-        "XREADGROUP", "GROUP", "g", "gone", "COUNT", 3, "STREAMS", stream_name, ">"
-    )
-    assert len(row[0][1]) == 3
-    facts = await read(server, stream_name)
-    found = list(check_stream(facts, None))
-    assert "pending since 10" in only(streams.PENDING_AGE, found).evidence
-    unread = only(streams.UNREAD_GROUP, found).evidence
-    assert "group unread: lag 40, no consumers; it pins about" in unread
-    assert of(streams.DEAD_CONSUMER, found) == []  # it has just read
-    facts = _aged(facts, 2 * 3_600_000)
-    dead = only(streams.DEAD_CONSUMER, check_stream(facts, None))
-    assert "gone holds 3 entries, idle for 7" in dead.evidence
-    texts = [each.evidence for each in of(streams.UNREAD_GROUP, check_stream(facts, None))]
-    lag = "unknown" if server.name == "redis-6.2" else "37"
+    they hold and what that pins, and gone when the commands were run that the findings give. The
+    server's own clock goes two hours on."""
+    sight = Sight(tmp_path)
+    target = own_server(server_name, inside=sight.inside)
+    add(target, "grid", 40)
+    for group in ("g", "unread"):
+        target.command("XGROUP", "CREATE", "grid", group, "0")
+    take = ("XREADGROUP", "GROUP", "g", "gone", "COUNT", 3, "STREAMS", "grid", ">")
+    assert len(target.command(*take)[0][1]) == 3
+    found = await look(target, "grid", AT_ONCE_MS)
+    assert of(streams.DEAD_CONSUMER, found) == of(streams.PENDING_AGE, found) == []
+    unread = only(streams.UNREAD_GROUP, found)
+    assert "group unread: lag 40, no consumers; it pins about" in unread.evidence
+
+    sight.move_clock(2 * 3_600_000)
+    found = await look(target, "grid", AT_ONCE_MS)
+    assert "pending since 7,2" in only(streams.PENDING_AGE, found).evidence
+    dead = only(streams.DEAD_CONSUMER, found)
+    assert "gone holds 3 entries, idle for 7,2" in dead.evidence
+    texts = [each.evidence for each in of(streams.UNREAD_GROUP, found)]
+    lag = "unknown" if server_name == "redis-6.2" else "37"
     assert any(f"group g: lag {lag}, 1 consumers, all gone" in text for text in texts), texts
 
-
-def _aged(facts: StreamFacts, ms: int) -> StreamFacts:
-    """As if its consumers had asked for nothing for so much longer: no server can be told that."""
-    import msgspec
-
-    def age(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                name: each + ms if name == "idle_ms" else age(each) for name, each in value.items()
-            }
-        return [age(each) for each in value] if isinstance(value, list) else value
-
-    looks = [
-        msgspec.convert(age(msgspec.to_builtins(status)), type(status)) for status in facts.looks
-    ]
-    facts.looks = looks
-    return facts
+    (delete,), (claim,) = advised(unread), advised(dead)
+    target.command("XREADGROUP", "GROUP", "g", "new", "COUNT", 1, "STREAMS", "grid", ">")
+    for words in (delete, [word.replace("…", "new") for word in claim]):
+        await run_advised(words, target.url)
+    found = await look(target, "grid", AT_ONCE_MS)
+    assert of(streams.DEAD_CONSUMER, found) == of(streams.UNREAD_GROUP, found) == []
+    ((shown,),) = map(advised, of(streams.PENDING_AGE, found))
+    entries = json.loads(await run_advised([*shown, "--json"], target.url))["entries"]
+    assert len(entries) == 4
+    await run_advised(["ack", "grid", "g", *(entry["id"] for entry in entries)], target.url)
+    assert of(streams.PENDING_AGE, await look(target, "grid", AT_ONCE_MS)) == []
 
 
 @provokes(streams.LOST)
@@ -156,23 +160,62 @@ async def test_lost(server: TestServer, stream_name: str) -> None:
         Stream(stream_name, server.url, max_len=100, when_full="ring", codec="plain") as stream,
         Producer(stream) as producer,
     ):
+        before = (await read(server, stream_name, AT_ONCE_MS)).counters()
+        assert before["lost"] == 0
         for _ in range(4):
             await (await producer.send_many([{"key": f"m{n}", "v": n} for n in range(200)]))
-    facts = await read(server, stream_name)
+    facts = await read(server, stream_name, AT_ONCE_MS)
     lost = facts.counters()["lost"]
     assert lost > 0
-    assert only(streams.LOST, check_stream(facts, None)).level == "note"
-    found = only(streams.LOST, check_stream(facts, {"lost": lost, "dead": 0}))
+    found = only(streams.LOST, check_stream(facts, grown(before, facts.counters())))
     assert found.level == "warning" and f"{lost:,} since the last look" in found.evidence
+    before, facts = facts.counters(), await read(server, stream_name, AT_ONCE_MS)
+    assert only(streams.LOST, check_stream(facts, grown(before, facts.counters()))).level == "note"
+    assert only(streams.LOST, check_stream(facts, None)).level == "note"
 
 
-@provokes(streams.DEAD_LETTERS, streams.NO_LIMIT)
+@provokes(streams.DEAD_LETTERS)
 async def test_dead_letters(server: TestServer, stream_name: str) -> None:
+    """A letter that a worker gave up on is told; requeued by the command that the finding gives,
+    and handled, it is gone."""
+    is_mended = False
+
+    def handle(event: Event) -> None:
+        if not is_mended:
+            raise Reject("no such meter")
+
+    async with Stream(stream_name, server.url) as stream, Producer(stream) as producer:
+        worker = Worker(stream, "g")
+        worker.each(handle)
+        async with running(worker):
+            assert of(streams.DEAD_LETTERS, await look(server, stream_name, AT_ONCE_MS)) == []
+            await (await producer.send({"key": "m1", "v": 1}))
+
+            async def is_found() -> list[Finding]:
+                return of(streams.DEAD_LETTERS, await look(server, stream_name, AT_ONCE_MS))
+
+            (found,) = await eventually(is_found, 30, what="it was given up")
+            assert "1 dead letters" in found.evidence
+            listed, requeued = advised(found)
+            assert "no such meter" in await run_advised(listed, server.url)
+            is_mended = True
+            await run_advised(requeued, server.url)
+
+            async def is_gone() -> bool:
+                return not await is_found()
+
+            await eventually(is_gone, 30, what="it is handled")
+
+
+@provokes(streams.NO_LIMIT)
+async def test_no_limit(server: TestServer, stream_name: str) -> None:
+    """A stream that may grow for ever is told, until it has a limit."""
     add(server, stream_name, 1)
-    server.command("XADD", f"{{{stream_name}}}:dead", "*", "reason", "x")
-    findings = await look(server, stream_name)
-    assert "1 dead letters" in only(streams.DEAD_LETTERS, findings).evidence
-    assert only(streams.NO_LIMIT, findings).level == "note"
+    found = only(streams.NO_LIMIT, await look(server, stream_name, AT_ONCE_MS))
+    assert found.level == "note"
+    (words,) = advised(found)
+    await run_advised(words, server.url)
+    assert of(streams.NO_LIMIT, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.HOT_SHARD)
@@ -201,8 +244,12 @@ async def test_hot_key(server: TestServer, stream_name: str, codec: str) -> None
         Producer(stream) as producer,
     ):
         await (await producer.send_many(events))
-    found = only(streams.HOT_KEY, await look(server, stream_name))
-    assert "'pump-7'" in found.evidence and found.level == "note"
+        found = only(streams.HOT_KEY, await look(server, stream_name, AT_ONCE_MS))
+        assert "'pump-7'" in found.evidence and found.level == "note"
+        # As the finding says: over several keys.
+        events = [{"key": f"pump-7/{n % 5}" if n % 2 else f"m{n}", "v": n} for n in range(2_000)]
+        await (await producer.send_many(events))
+        assert of(streams.HOT_KEY, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.BIG_ENTRIES)
@@ -211,6 +258,8 @@ async def test_big_entries(server: TestServer, stream_name: str) -> None:
     entry_id = server.command("XADD", stream_name, "*", "image", "x" * 2_000_000)
     found = only(streams.BIG_ENTRIES, await look(server, stream_name))
     assert entry_id in found.evidence and "2,000,005 bytes" in found.evidence
+    server.command("XDEL", stream_name, entry_id)
+    assert of(streams.BIG_ENTRIES, await look(server, stream_name, AT_ONCE_MS)) == []
 
 
 @provokes(streams.NODES)
@@ -234,6 +283,10 @@ async def test_nodes(cluster: Callable[..., TestCluster], stream_name: str) -> N
         move_slot(three, key, target)
     found = only(streams.NODES, check_stream(await read(three, stream_name), None))
     assert f"127.0.0.1:{target.port}: 4" in found.evidence
+    for key in keys[:2]:
+        move_slot(three, key, source)
+    facts = await read(three, stream_name, AT_ONCE_MS)
+    assert of(streams.NODES, check_stream(facts, None)) == []
 
 
 @provokes(streams.UNREADABLE)
@@ -245,6 +298,10 @@ async def test_unreadable(server: TestServer, stream_name: str) -> None:
     report = await examine(server.url, names=[stream_name], window_ms=10)
     found = only(streams.UNREADABLE, report.findings)
     assert "cannot be read" in found.evidence and report.streams == []
+    server.command("DEL", f"{{{stream_name}}}:definition")
+    add(server, stream_name, 1)
+    report = await examine(server.url, names=[stream_name], window_ms=10)
+    assert of(streams.UNREADABLE, report.findings) == [] and report.streams == [stream_name]
 
 
 async def test_streams_are_found(own_server: OwnServer, server_name: str) -> None:

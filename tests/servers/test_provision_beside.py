@@ -15,7 +15,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from standpipe.cli import app_with
 from standpipe.server.provision import beside, bundle, units
 from standpipe.server.provision.bundle import Secrets
 from standpipe.server.provision.description import Description
@@ -282,6 +284,73 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     )  # fmt: skip
     own = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
     assert (done.returncode, own) == (0, [])
+
+
+def test_services_do_not_give_up(tmp_path: Path) -> None:
+    """What is started again is so without an end: a janitor without its server ends within half a
+    second, and after five times systemd would leave it at that."""
+    again = [path for path in _unit_files(tmp_path) if "Restart=always" in path.read_text()]
+    assert len(again) == 4
+    for path in again:
+        head, _, _ = path.read_text().partition("[Service]")
+        assert "\nStartLimitIntervalSec=0\n" in head, path.name
+
+
+def test_units_run_commands_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the units run are commands with options that they take: without a server they fail for
+    want of it, not for wrong usage."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "handlers.py").write_text("def handle(event): ...\n")
+    description, secrets, _ = made("alone")
+    files = {file.path: file.text for file in bundle.machine_files(description, secrets)}
+    work = re.search('WORK="(.*)"', files["/etc/standpipe/workers/power.g.env"])
+    assert work
+    found = []
+    for text in files.values():
+        for line in re.findall("^ExecStart=/usr/local/bin/standpipe (.*)$", text, re.MULTILINE):
+            words = line.replace("$WORK", work[1]).replace("%I", "power").split()
+            # In this process, so that it needs a second for none of them.
+            words = ["1" if word == "auto" else word for word in words]
+            env = {"STANDPIPE_URL": f"redis://127.0.0.1:{free_port()}", "STANDPIPE_ARCHIVE": "a"}
+            done = CliRunner().invoke(app_with(words[:1]), words, env=env)
+            assert done.exit_code == 1 and "onnection refused" in done.stderr, done.stderr
+            found.append(words[0])
+    assert sorted(found) == ["archive", "retain", "work"]
+
+
+def test_instances_are_told_apart() -> None:
+    """Each group has an instance of its own, with a name that systemd takes."""
+    pairs = [("power", "g"), ("a.b", "c"), ("a", "b.c"), ("a/b", "g"), ("a_b", "g"), ("wärme", "g")]
+    names = [units.instance_name(*pair) for pair in pairs]
+    assert names[0] == "power.g" and len(set(names)) == len(pairs)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.:-]+", name) for name in names)
+
+
+@pytest.mark.parametrize("name", ["x" * 63, "2nd-grid", "true", "123", "a" * 51 + "-b"])
+def test_names_that_others_take(name: str) -> None:
+    """Whatever a deployment is called, Kubernetes, Compose and Prometheus get a name that they
+    take: a DNS label that begins with a letter, with room for what is added to it."""
+    description = described("redis-7.0", name=name)
+    files = beside.files(description, bundle.fresh_secrets(description, Secrets()))
+    manifests = list(yaml.safe_load_all(files["kubernetes.yaml"]))
+    labels = [each["metadata"]["name"] for each in manifests]
+    assert all(re.fullmatch("[a-z]([a-z0-9-]{0,61}[a-z0-9])?", label) for label in labels), labels
+    stateful = next(each for each in manifests if each["kind"] == "StatefulSet")
+    assert len(stateful["metadata"]["name"]) <= 52
+    schema = jsonschema.Draft7Validator(json.loads(SCHEMA.read_text()))
+    schema.validate(yaml.safe_load(files["compose.yaml"]))
+    (job,) = yaml.safe_load(files["prometheus/prometheus.yml"])["scrape_configs"]
+    assert job["job_name"] == labels[0]
+
+
+def test_servers_are_told_apart() -> None:
+    """Servers whose long names begin alike have names of their own in HAProxy."""
+    long = "queue." + "x" * 60
+    description = described("redis-7.0", nodes=[f"{long}.one", f"{long}.two", "a.b", "a-b"])
+    files = beside.files(description, bundle.fresh_secrets(description, Secrets()))
+    names = re.findall(r"^ +server (\S+) ", files["haproxy.cfg"], re.MULTILINE)
+    assert len(set(names)) == 4
 
 
 def test_only_named_networks_come_in(tmp_path: Path) -> None:

@@ -99,3 +99,6 @@ def test_old_versions_have_less() -> None:
     assert threads.is_for(Version("redis", 7, 4)) and not threads.is_for(Version("redis", 8, 0))
     assert not threads.is_for(Version("valkey", 8, 0))
     assert replace(debug, since=(9, 0)).is_for(Version("valkey", 8, 0))
+    # Of neither side of this edge there is a server to boot: redis.conf of 7.4 has it.
+    hiding = rows["hide-user-data-from-log"]
+    assert hiding.is_for(Version("redis", 7, 4)) and not hiding.is_for(Version("redis", 7, 2))

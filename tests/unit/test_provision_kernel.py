@@ -26,6 +26,7 @@ def test_as_it_should_be(tmp_path: Path) -> None:
     """A machine that is set as the file says differs in nothing."""
     lay_out(tmp_path)
     assert differing(tmp_path) == []
+    assert kernel.files_not_in_force(tmp_path) == set()
 
 
 def test_what_differs_is_named(tmp_path: Path) -> None:
@@ -37,6 +38,8 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
         ("net.ipv4.tcp_rmem", "4096 1 2", "4096 131072 16777216"),
         ("transparent_hugepage", "[always] madvise never", "never"),
     ]
+    paths = {file.path for file in kernel.machine_files()}
+    assert kernel.files_not_in_force(tmp_path) == paths
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs root: Linux, whose parameters they are")

@@ -85,6 +85,7 @@ def provision(
     from standpipe.server.provision import beside, bundle, keeping
     from standpipe.server.provision.applying import Placement
     from standpipe.server.provision.description import complete, read
+    from standpipe.server.provision.kernel import files_not_in_force
 
     if apply and check:
         raise ConfigError("--apply and --check together", hint="--check changes nothing.")
@@ -126,7 +127,9 @@ def provision(
         if not as_json:
             _print_change(change, mask)
 
-    applied = placement.apply(files, show)
+    # The kernel is this machine's, whatever lies below another root.
+    changed = files_not_in_force(root) if root == Path("/") else ()
+    applied = placement.apply(files, show, changed)
     if as_json:
         print_json(_applied_facts(applied, mask))
     else:

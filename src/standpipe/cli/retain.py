@@ -123,8 +123,10 @@ async def _until_stopped(server: Server, names: list[str] | None) -> None:
     from standpipe.retention import Janitor, Janitors
     from standpipe.stream import Stream
 
-    works: list[Coroutine[Any, Any, Any]] = [Janitors(server).run()]
-    if names:
+    works: list[Coroutine[Any, Any, Any]]
+    if not names:
+        works = [Janitors(server).run()]
+    else:
         opened = [await Stream(name, server).open() for name in names]
         for stream in opened:
             await stream.require()

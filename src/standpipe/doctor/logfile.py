@@ -43,9 +43,10 @@ _PATTERNS: Final = (
         "MISCONF`",
     ),
     _Pattern(
-        "Error writing to the AOF file|Write error writing append only file|"
-        "AOF rewrite (child|terminated).*(error|fail|signal)|Background AOF rewrite .*"
-        "(error|fail|signal)",
+        "Short write while writing to the AOF file|Error writing to the AOF file|"
+        "Write error writing append only file|Can't (recover from AOF write|persist AOF for fsync) "
+        "error|Fail to fsync the (temp )?AOF|Error trying to .* AOF (manifest|base|incr) file|"
+        "Background AOF rewrite .*(error|fail|signal)",
         "critical",
         "the AOF could not be written or rewritten: writes are refused, or the file grows",
         "free space on the disk of the data folder",
@@ -87,10 +88,9 @@ _PATTERNS: Final = (
         "sysctl -w net.core.somaxconn=65535, and start the server again",
     ),
     _Pattern(
-        "maxclients has been reduced|not able to set the max number of files|"
-        "Increased maximum number of open files|max number of clients reached",
+        "maxclients has been reduced|is not enough for the server to start",
         "warning",
-        "the open-file limit is too low for maxclients, or too many clients came",
+        "the open-file limit is too low for maxclients",
         "LimitNOFILE=65535 in the server's systemd unit",
     ),
     _Pattern(
@@ -101,8 +101,10 @@ _PATTERNS: Final = (
     ),
     _Pattern(
         "Bad file format reading the append only file|Unexpected end of file reading the append|"
+        "Unrecoverable error reading the append only file|AOF MANIFEST FILE ERROR|"
         "Short read or OOM loading DB|Wrong signature trying to load|Internal error in RDB|"
-        "Stream listpack|Terminating server after rdb file reading failure",
+        "Stream listpack|Terminating server after rdb file reading failure|"
+        "Fatal error loading the DB",
         "critical",
         "the data on disk cannot be read: the server does not start",
         "copy the folder first; then redis-check-aof or redis-check-rdb, or a backup",
@@ -114,8 +116,11 @@ _PATTERNS: Final = (
         "nothing: nobody got it acknowledged at the level fsync",
     ),
     _Pattern(
-        "Connection with (replica|slave|master) .*lost|MASTER timeout|REPLICA timeout|"
-        "Failed trying to (load the MASTER|receive)|Master is currently unable to PSYNC|"
+        # The channel of a first copy (8.0 and later) is closed when that is done.
+        r"Connection with (replica(?! \(rdbchannel)|slave|master|primary).* lost|"
+        "(MASTER|PRIMARY|REPLICA) timeout|"
+        "Failed trying to (load the (MASTER|PRIMARY)|receive)|Disconnecting timedout replica|"
+        "(Master|Primary) is currently unable to PSYNC|"
         "scheduled to be closed ASAP for overcoming of output buffer limits",
         "warning",
         "replication broke off: until it is back a failover loses what is missing",

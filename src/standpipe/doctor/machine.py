@@ -63,7 +63,7 @@ SWAP: Final = Check(
 FILES: Final = Check(
     "machine.files",
     "the server's open-file limit against its maxclients",
-    "The server lowers maxclients to what the limit allows, and turns the rest away.",
+    "The server lowers maxclients to what the limit allows at its start, and turns the rest away.",
     "https://redis.io/docs/latest/develop/reference/clients/",
 )
 MTU: Final = Check(
@@ -117,6 +117,27 @@ class LocalServer(NamedTuple):
     """Its ``dir``; None where it may not be asked."""
     tcp_backlog: int | None
     clients_max: int | None
+    clients_asked: int | None = None
+    """What its configuration file asks for; None where that cannot be read."""
+
+
+_CLIENTS_DEFAULT: Final = 10_000
+"""``maxclients`` where the configuration says nothing of it, in every version."""
+
+
+def clients_asked(path: str | None) -> int | None:
+    """The ``maxclients`` of a configuration file: a server lowers its own to what its open-file
+    limit allows, so what it says of it is not what was asked for."""
+    try:
+        lines = Path(path or "").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    rows = [line.split() for line in lines]
+    if any(row and row[0].lower() == "include" for row in rows):
+        return None
+    said = [row[1].strip('"') for row in rows if len(row) == 2 and row[0].lower() == "maxclients"]
+    asked = [int(each) for each in said if each.isdecimal()]
+    return asked[-1] if asked else _CLIENTS_DEFAULT
 
 
 class Machine:
@@ -125,10 +146,14 @@ class Machine:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
 
+    def path(self, path: str) -> str:
+        """Where a file of this machine is."""
+        return str(self._root / path.lstrip("/"))
+
     def text(self, path: str) -> str | None:
         """A file's content; None where it is not there or may not be read."""
         try:
-            return (self._root / path.lstrip("/")).read_text("utf-8", "replace").strip()
+            return Path(self.path(path)).read_text("utf-8", "replace").strip()
         except OSError:
             return None
 
@@ -217,7 +242,7 @@ def _settings(machine: Machine, servers: list[LocalServer]) -> Iterator[Finding]
         yield Finding(
             OVERCOMMIT, "warning", PLACE, f"vm.overcommit_memory = {overcommit}",
             f"sysctl -w vm.overcommit_memory=1, and the same line in {_SYSCTL}",
-            KernelSet("/proc/sys/vm/overcommit_memory", "1"),
+            KernelSet(machine.path("/proc/sys/vm/overcommit_memory"), "1"),
         )  # fmt: skip
     allowed = machine.number("/proc/sys/net/core/somaxconn")
     wanted = max((each.tcp_backlog or 0 for each in servers), default=0)
@@ -226,7 +251,7 @@ def _settings(machine: Machine, servers: list[LocalServer]) -> Iterator[Finding]
             BACKLOG, "warning", PLACE, f"net.core.somaxconn = {allowed}, tcp-backlog = {wanted}",
             f"sysctl -w net.core.somaxconn=65535, the same line in {_SYSCTL}, and start the "
             "server again",
-            KernelSet("/proc/sys/net/core/somaxconn", "65535"),
+            KernelSet(machine.path("/proc/sys/net/core/somaxconn"), "65535"),
         )  # fmt: skip
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
     if "[always]" in (machine.text(path) or ""):
@@ -234,7 +259,7 @@ def _settings(machine: Machine, servers: list[LocalServer]) -> Iterator[Finding]
             HUGE_PAGES, "warning", PLACE, f"{path}: {machine.text(path)}",
             f"echo madvise > {path}, at each start of the machine (`standpipe provision` writes "
             "the unit)",
-            KernelSet(path, "madvise"),
+            KernelSet(machine.path(path), "madvise"),
         )  # fmt: skip
 
 
@@ -247,11 +272,15 @@ def _process(machine: Machine, server: LocalServer) -> Iterator[Finding]:
         )  # fmt: skip
     limits = machine.text(f"/proc/{server.pid}/limits") or ""
     found = re.search(r"Max open files\s+(\d+)", limits)
+    if found is None or server.clients_max is None:
+        return
+    allowed, asked = int(found[1]), max(server.clients_asked or 0, server.clients_max)
     # The server keeps 32 descriptors for itself.
-    if found and server.clients_max is not None and int(found[1]) < server.clients_max + 32:
+    if allowed < asked + 32 and allowed <= server.clients_max + 32:
+        told = f"Max open files = {allowed}, maxclients = {server.clients_max}"
         yield Finding(
             FILES, "warning", f"process {server.pid}",
-            f"Max open files = {found[1]}, maxclients = {server.clients_max}",
+            told if asked == server.clients_max else f"{told} of {asked} that were asked for",
             "Set LimitNOFILE=65535 in the server's systemd unit and start it again.",
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from standpipe.doctor.client import check_client
 from standpipe.doctor.finding import LEVELS, Check, Finding
 from standpipe.doctor.history import History, default_path, grown
 from standpipe.doctor.logfile import check_log
-from standpipe.doctor.machine import LocalServer, Machine, check_machine
+from standpipe.doctor.machine import LocalServer, Machine, check_machine, clients_asked
 from standpipe.doctor.reading import ServerFacts, measure_cpu, node_urls, read_server
 from standpipe.doctor.server import RIGHTS, check_server
 from standpipe.doctor.streams import check_stream, find_streams, read_stream, unreadable
@@ -111,7 +111,7 @@ async def examine(
         found.findings += await check_certificate(each.url, each.shown)
         history.remember(run_id, each.counters())
     here = Machine(root)
-    found.findings += check_machine(here, _local(facts), history.before(here.boot()))
+    found.findings += check_machine(here, local_servers(facts), history.before(here.boot()))
     found.is_first_look = history.before(here.boot()) is None
     history.remember(here.boot(), here.counters())
     found.findings += await asyncio.to_thread(lambda: list(check_client(facts)))
@@ -180,7 +180,8 @@ async def _streams(
     await asyncio.gather(*(look(name) for name in wanted))
 
 
-def _local(facts: list[ServerFacts]) -> list[LocalServer]:
+def local_servers(facts: list[ServerFacts]) -> list[LocalServer]:
+    """Those of them that run on this machine."""
     found: list[LocalServer] = []
     for each in facts:
         if each.is_local and each.info.get("process_id"):
@@ -191,6 +192,7 @@ def _local(facts: list[ServerFacts]) -> list[LocalServer]:
                     folder=each.option("dir"),
                     tcp_backlog=None if backlog is None else int(backlog),
                     clients_max=None if clients is None else int(clients),
+                    clients_asked=clients_asked(each.info.get("config_file")),
                 )
             )
     return found

@@ -266,9 +266,12 @@ def _eviction(look: _Look) -> Iterator[Finding]:
 def _memory(look: _Look) -> Iterator[Finding]:
     used, limit = look.facts.number("used_memory"), look.facts.number("maxmemory")
     if not limit:
+        total = look.facts.number("total_system_memory")
+        # More than that, and it is the fork that has too little.
+        wanted = f"{_memory_for(total)}" if total else "to 60 % of the machine's memory"
         yield look.finding(
             MEMORY, "warning", "maxmemory = 0: no limit",
-            "CONFIG SET maxmemory to 60 % of the machine's memory, and in its configuration file",
+            f"CONFIG SET maxmemory {wanted}, and the same in its configuration file",
         )  # fmt: skip
         return
     percent = 100 * used / limit
@@ -282,11 +285,16 @@ def _memory(look: _Look) -> Iterator[Finding]:
         )
 
 
+def _memory_for(total: int) -> int:
+    """What maxmemory may be on a machine with so much memory."""
+    return total * 6 // 10
+
+
 def _fork_room(look: _Look) -> Iterator[Finding]:
     total, limit = look.facts.number("total_system_memory"), look.facts.number("maxmemory")
     if total and limit and (left := 100 - 100 * limit / total) < FORK_ROOM_PERCENT_MIN:
         told = f"maxmemory {limit:,} of the machine's {total:,} bytes leaves {max(left, 0):.0f} %"
-        wanted, used = total * 6 // 10, look.facts.number("used_memory")
+        wanted, used = _memory_for(total), look.facts.number("used_memory")
         if used * 100 >= MEMORY_USED_PERCENT_WARNING * wanted:
             # Lowered now, it would refuse writes at once.
             yield look.finding(

@@ -260,7 +260,8 @@ def _group(look: _Look, judged: Judgement) -> Iterator[Finding]:
         yield look.finding(
             UNREAD_GROUP, "warning",
             f"group {name}: lag {told}, {who}; it pins {_pinned(last, name)}",
-            f"Start its workers, or `standpipe group delete {stream} {name}` if nobody needs it.",
+            f"Start its workers; if nobody needs it, `standpipe group delete {stream} {name} "
+            "--force` (with --dry-run it says first what is given up).",
         )  # fmt: skip
     else:
         yield from _lag(look, judged)
@@ -356,12 +357,14 @@ def _kept(look: _Look) -> Iterator[Finding]:
         since = newly("dead", 0)
         yield look.finding(
             DEAD_LETTERS, "warning", f"{dead:,} dead letters, {since:,} more since the last look",
-            f"`standpipe dead list {name}` says why; `standpipe dead requeue` after mending it.",
+            f"`standpipe dead list {name}` says why; after mending that `standpipe dead requeue "
+            f"{name} --all`.",
         )  # fmt: skip
     if not facts.has_limit:
         yield look.finding(
             NO_LIMIT, "note", "no max_len, max_bytes or max_age",
-            "Give it one: max_bytes refuses when full, and retention trims what all have read.",
+            f"`standpipe stream set {name} --max-bytes 2GiB`, or as much as it may have: what all "
+            "have read is trimmed, and then it refuses.",
         )  # fmt: skip
     where, size = facts.largest
     if size > ENTRY_BYTES_LARGE:

@@ -13,7 +13,7 @@ import pwd
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -175,12 +175,18 @@ class Placement:
         self._backups: Path | None = None
         self._ran: list[Ran] = []
 
-    def apply(self, files: Sequence[File], on_change: Callable[[Change], None]) -> Applied:
+    def apply(
+        self,
+        files: Sequence[File],
+        on_change: Callable[[Change], None],
+        not_in_force: Collection[str] = (),
+    ) -> Applied:
         """Put the files in place, in order.
 
         Args:
             files: As the bundle has them.
             on_change: Called with each change before it is made.
+            not_in_force: Paths of files whose command is run though they are as they should be.
 
         Raises:
             ProvisionError: one cannot be written, or its owner is not there. Those before it are
@@ -200,6 +206,8 @@ class Placement:
                     waiting.add(file.then)
                 if file.restart and file.restart not in restart:
                     restart.append(file.restart)
+            elif file.path in not_in_force:
+                waiting.add(file.then)
             # Once for all files of the same command, when the last of them is there.
             if file.then in waiting and last[file.then] == file.path:
                 self._run(file.then)

@@ -60,8 +60,8 @@ def haproxy(description: Description, secrets: Secrets) -> str:
         # HAProxy compares names alone; a server that goes by its address is known by its authority.
         name = f" verifyhost {node.host}" if checked and not is_address(node.host) else ""
         servers.append(
-            f"    server {_dns_label(f'{node.host}-{node.port}')} {node} check inter 1s fall 2 "
-            f"rise 2{checked}{name} on-marked-down shutdown-sessions"
+            f"    server {node.host}:{node.port} {node} check inter 1s fall 2 rise 2"
+            f"{checked}{name} on-marked-down shutdown-sessions"
         )
     note = (
         "# Clients' TLS goes through to the server. For the check alone this machine needs ca.pem\n"
@@ -86,6 +86,7 @@ defaults
     option srvtcpka
 
 frontend queue
+    # Before the port stands the balancer's address in the internal network; without, it is all.
     bind :{BALANCED_PORT}
     default_backend primary
 
@@ -101,8 +102,15 @@ backend primary
 
 
 def _dns_label(text: str) -> str:
-    """A name as DNS, Kubernetes and HAProxy take it."""
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")[:63] or "standpipe"
+    """A name as DNS and Kubernetes take it.
+
+    A Service's begins with a letter, and to a StatefulSet's Kubernetes adds ten characters of its
+    own: the sum, as with ``-nodes``, has to stay within 63.
+    """
+    found = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
+    if not found[:1].isalpha():
+        found = f"queue-{found}"
+    return found[:52].strip("-")
 
 
 # --- monitoring ----------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ rule_files:
   - standpipe-alerts.yml
 
 scrape_configs:
-  - job_name: {_dns_label(description.name)}
+  - job_name: "{_dns_label(description.name)}"
     # One redis_exporter asks all servers; redis-exporter.env has its options.
     metrics_path: /scrape
     static_configs:
@@ -224,7 +232,7 @@ _REPLICA_ALERTS: Final = (
 
 def alerts(description: Description) -> str:
     """The alert rules."""
-    lines = [f"# {HEAD}", "groups:", f"  - name: {_dns_label(description.name)}", "    rules:"]
+    lines = [f"# {HEAD}", "groups:", f'  - name: "{_dns_label(description.name)}"', "    rules:"]
     rules = _ALERTS + (_REPLICA_ALERTS if description.has_replicas else ())
     for name, expression, time, severity, summary, text in rules:
         lines += [
@@ -280,9 +288,9 @@ def compose(description: Description) -> str:
 # The files below are readable for their owner alone, which has to be the image's user:
 #     chown -R {CONTAINER_USER}:{CONTAINER_USER} container ../secrets/ca.pem ../secrets/servers
 # The kernel's settings are the host's; standpipe provision --apply makes them there.
-name: {service}
+name: "{service}"
 services:
-  {service}:
+  "{service}":
     image: {_image(description)}
     user: "{CONTAINER_USER}:{CONTAINER_USER}"
     command: ["{places.service}", "/etc/standpipe-server/server.conf"]

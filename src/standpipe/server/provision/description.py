@@ -58,6 +58,14 @@ _UNQUOTED_HINT: Final = (
     "Without white space, quotes, backslash, '$' and '%': each file format has its own way with "
     "them."
 )
+_SYSTEM_FOLDERS: Final = re.compile(
+    r"/|/(bin|boot|dev|etc|home|lib|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)|"
+    r"/(etc|usr|var)/[^/]+"
+)
+"""Folders that belong to more than a server: their owner and mode are not to be changed."""
+_HIDDEN_FOLDERS: Final = (
+    "/home/", "/root/", "/run/", "/tmp/", "/var/tmp/", "/dev/", "/proc/", "/sys/",
+)  # fmt: skip
 _HOST: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")
 
 
@@ -260,12 +268,24 @@ def _check(found: Description) -> None:
     if found.cores is not None and found.cores < 1:
         raise _wrong("cores", found.cores, "The machine's processors, at least 1.")
     _check_network(found)
-    if found.data is not None and not re.fullmatch(r"/[^\s\"'#\\]*", found.data):
-        raise _wrong("data", found.data, "An absolute path without white space or quotes.")
+    if found.data is not None:
+        _check_data(found.data)
     if not re.fullmatch(r"/[\w./-]+", found.program):
         raise _wrong("program", found.program, "An absolute path, such as /opt/app/bin/standpipe.")
     _check_streams(found)
     _check_users(found)
+
+
+def _check_data(data: str) -> None:
+    if not re.fullmatch(r"/(?!/)[^\s\"'#\\%$]*", data) or os.path.normpath(data) != data:
+        raise _wrong(
+            "data", data, "An absolute path without white space, quotes, '%', '$', '..' or a '/' "
+            "at its end.",
+        )  # fmt: skip
+    if _SYSTEM_FOLDERS.fullmatch(data):
+        raise _wrong("data", data, f"A folder of its own, which the server gets: {data}/queue.")
+    if data.startswith(_HIDDEN_FOLDERS):
+        raise _wrong("data", data, "The server's unit sees no homes and a /tmp of its own.")
 
 
 def _check_network(found: Description) -> None:

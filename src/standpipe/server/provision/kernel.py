@@ -15,6 +15,7 @@ from standpipe.server.provision.layout import File
 
 SYSCTL_PATH: Final = "/etc/sysctl.d/90-standpipe.conf"
 HUGE_PAGES_UNIT: Final = "standpipe-hugepages.service"
+HUGE_PAGES_PATH: Final = f"/etc/systemd/system/{HUGE_PAGES_UNIT}"
 
 
 class Setting(NamedTuple):
@@ -106,8 +107,8 @@ Before={services}
 ConditionPathExists=/sys/kernel/mm/transparent_hugepage/enabled
 
 [Service]
+# Done when it has run, so that starting it does it again.
 Type=oneshot
-RemainAfterExit=yes
 ExecStart=/bin/sh -c 'echo never > /sys/kernel/mm/transparent_hugepage/enabled'
 ExecStart=/bin/sh -c 'echo never > /sys/kernel/mm/transparent_hugepage/defrag'
 
@@ -118,7 +119,6 @@ WantedBy=basic.target
 
 def machine_files() -> list[File]:
     """The files of the machine's settings."""
-    unit = f"/etc/systemd/system/{HUGE_PAGES_UNIT}"
     services = "redis-server.service valkey-server.service"
     return [
         File(
@@ -126,10 +126,13 @@ def machine_files() -> list[File]:
             then=("sysctl", "-q", "-p", SYSCTL_PATH),
         ),
         File(
-            unit, _HUGE_PAGES.format(services=services), "transparent huge pages off",
+            HUGE_PAGES_PATH, _HUGE_PAGES.format(services=services), "transparent huge pages off",
             then=("systemctl", "enable", "--now", HUGE_PAGES_UNIT),
         ),
     ]  # fmt: skip
+
+
+_HUGE_PAGES_NAME: Final = "transparent_hugepage"
 
 
 class Differing(NamedTuple):
@@ -153,5 +156,14 @@ def differing(root: Path) -> list[Differing]:
             found.append(Differing(name, value, wanted))
     path = root / "sys/kernel/mm/transparent_hugepage/enabled"
     if path.exists() and "[never]" not in (text := path.read_text()):
-        found.append(Differing("transparent_hugepage", text.strip(), "never"))
+        found.append(Differing(_HUGE_PAGES_NAME, text.strip(), "never"))
     return found
+
+
+def files_not_in_force(root: Path) -> set[str]:
+    """Those of :func:`machine_files` that the running kernel is not as: somebody changed it by
+    hand, or the command that puts them into force had failed."""
+    return {
+        HUGE_PAGES_PATH if name == _HUGE_PAGES_NAME else SYSCTL_PATH
+        for name, _, _ in differing(root)
+    }

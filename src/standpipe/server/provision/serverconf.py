@@ -557,7 +557,7 @@ SECTIONS: Final[tuple[Section, ...]] = (
                 "hide-user-data-from-log",
                 _provisioned("yes"),
                 "A crash report does not carry readings or keys.",
-                since=(8, 0),
+                since=(7, 4),
                 valkey=(8, 0),
             ),
             Row(

@@ -6,8 +6,10 @@ redis-server` stays what it was. It is shut in further: see docs/provision.md fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
+from zlib import crc32
 
 from standpipe.server.provision.description import Description, UserNeed, is_address
 from standpipe.server.provision.layout import HOME, USER, File, Places, url
@@ -16,6 +18,12 @@ SYSTEMD: Final = "/etc/systemd/system"
 RELOAD: Final = ("systemctl", "daemon-reload")
 
 _HEAD: Final = "# Written by `standpipe provision`."
+
+_AGAIN: Final = """\
+# Started again for as long as it takes: systemd would give up for good after five times in ten
+# seconds, and a server or a disk may be away for longer.
+StartLimitIntervalSec=0
+"""
 
 _SHUT_IN: Final = """\
 # It may see and change its own folders, and nothing else of the machine.
@@ -60,7 +68,7 @@ Description={description.name}: the queue's server ({description.server}, {descr
 Documentation=https://redis.io/docs/latest/ https://valkey.io/topics/
 After=network-online.target standpipe-hugepages.service
 Wants=network-online.target
-
+{_AGAIN}
 [Service]
 Type=notify
 ExecStart={program} {places.config} --supervised systemd
@@ -113,7 +121,7 @@ def _client_unit(
 Description={description.name}: {what}
 After=network-online.target
 Wants=network-online.target
-
+{_AGAIN}
 [Service]
 Type=exec
 ExecStart={command}
@@ -250,9 +258,15 @@ def _keeper_files(description: Description, keeper: UserNeed) -> list[File]:
 
 
 def instance_name(stream: str, group: str) -> str:
-    """The instance of ``standpipe-worker@`` for a group: what systemd takes in a unit's name."""
+    """The instance of ``standpipe-worker@`` for a group: what systemd takes in a unit's name, and
+    no other group's."""
     words = f"{stream}.{group}"
-    return "".join(each if each.isalnum() or each in "_.:-" else "_" for each in words)
+    found = re.sub(r"[^A-Za-z0-9_.:-]", "_", words)
+    if found == words and "." not in stream:
+        return found
+    # Others may come out the same: a.b and c are not a and b.c.
+    mark = crc32(f"{stream}\0{group}".encode())
+    return f"{found}-{mark:08x}"
 
 
 def users_files(description: Description, places: Places) -> list[File]:
