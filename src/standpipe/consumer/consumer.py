@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from standpipe.consumer.counting import Hold
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
-from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.lane import Lane, Member, entry_order
 from standpipe.consumer.leases import Leases
 from standpipe.consumer.mixing import require_no_owners, require_no_strangers
 from standpipe.consumer.ordered import OrderedLane
@@ -278,6 +278,7 @@ class Consumer:
 
         Cost: one round trip; counts that are asked for while it is under way go together next.
         """
+        ids = sorted(ids, key=entry_order)
         await self._lane(shard).counting.write(Hold(shard, ids, deliveries))
 
     def _lane(self, shard: int) -> Lane:
