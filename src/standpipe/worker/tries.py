@@ -32,7 +32,7 @@ class Tries:
     def __init__(self, consumer: Consumer, calls: Calls, deliveries_max: int) -> None:
         self._consumer: Final = consumer
         self._calls: Final = calls
-        # Then the third is not the last either, whose failure may end in a dead letter.
+        # Else the third would be the last try of what was counted for a second, and never begun.
         self._is_ahead: Final = deliveries_max > 3
         self._turn: Final = asyncio.Lock()
         self._asking: dict[Call, None] = {}

@@ -698,7 +698,10 @@ class Worker:
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            halves.append(Call(part, opened, part.entries[0].id, call.deliveries))
+            first = part.entries[0].id
+            # Of a block that its workers may have died of, either half may be what they died of.
+            is_suspect = call.is_suspect
+            halves.append(Call(part, opened, first, call.deliveries, is_suspect=is_suspect))
         if self._lines is not None:
             self._calls.put_back(halves)
             return
