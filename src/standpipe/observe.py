@@ -265,8 +265,9 @@ async def _group_status(
         if isinstance(reply, StandpipeError):
             raise reply
     # What is settled may still stand there: only whether there is anything does its length say.
-    is_known = not isinstance(requeued, StandpipeError)
-    if is_known and requeued:
+    if isinstance(requeued, StandpipeError):
+        requeued = None
+    elif requeued:
         requeued = await count_requeued(stream, name.decode(), shard)
     oldest = None if pending[1] is None else now - EventId.parse(pending[1]).ms
     lag, behind = known_lag(info, group), oldest
@@ -289,7 +290,7 @@ async def _group_status(
             for row in map(info_map, consumers)
         ],
         behind_ms=None if behind is None else max(0, behind),
-        requeued=requeued if is_known else None,
+        requeued=requeued,
     )
 
 

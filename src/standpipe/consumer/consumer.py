@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Hold
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
 from standpipe.consumer.lane import Lane, Member, entry_order
@@ -120,12 +121,13 @@ class Consumer:
         keys = self.stream.keys
         clustered = self.stream.server.is_cluster
         groups = [[shard] for shard in range(len(keys))] if clustered else [list(range(len(keys)))]
+        condition = Condition(self._member.facts(None if len(keys) > 1 else 0))
+        given = [(self._member, self._intake, shards, condition) for shards in groups]
         leased: list[OrderedLane] = []
         if self.leases is None:
-            self._lanes = [Lane(self._member, self._intake, shards) for shards in groups]
+            self._lanes = [Lane(*each) for each in given]
         else:
-            leases = self.leases
-            leased = [OrderedLane(self._member, self._intake, shards, leases) for shards in groups]
+            leased = [OrderedLane(*each, self.leases) for each in given]
             self._lanes = [*leased]
         try:
             for lane in self._lanes:

@@ -60,11 +60,23 @@ class Member(NamedTuple):
     """Where the group begins if it has to be created."""
     idle_ms_min: int
 
+    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
+        """What a log line says beside its text."""
+        return {
+            "stream": self.stream.name,
+            "shard": None if shard is None else int(shard),
+            "group": self.group,
+            "consumer": self.name,
+            **({} if state is None else {"state": state}),
+        }
+
 
 class Lane(Links):
     """The shards behind one connection, or a pair: one that blocks and one that does not."""
 
-    def __init__(self, member: Member, intake: Intake, shards: list[int]) -> None:
+    def __init__(
+        self, member: Member, intake: Intake, shards: list[int], condition: Condition
+    ) -> None:
         self.member = member
         self.intake = intake
         self.shards = shards
@@ -89,19 +101,10 @@ class Lane(Links):
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
-        self.condition = Condition(self.facts(shards[0] if len(shards) == 1 else None))
-        """Of what the loops of this lane meet; those of what is requeued share it."""
-
-    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
-        """What a log line says beside its text."""
-        member = self.member
-        return {
-            "stream": self.stream.name,
-            "shard": None if shard is None else int(shard),
-            "group": member.group,
-            "consumer": member.name,
-            **({} if state is None else {"state": state}),
-        }
+        self.condition = condition
+        """Of what the loops meet; all lanes of the consumer share it."""
+        self._place: Final = shards[0]
+        self.facts: Final = member.facts
 
     # --- what ordered mode does otherwise --------------------------------------------------------
 
@@ -135,7 +138,7 @@ class Lane(Links):
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
                 raise error
-            self.condition.met(who, error, wait_ms)
+            self.condition.met(who, error, wait_ms, lane=self._place)
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
                 if link is not None:
@@ -148,7 +151,7 @@ class Lane(Links):
     def _works(self, who: str) -> None:
         """What a loop could not do, it has done."""
         if self.condition.is_waiting:
-            self.condition.through(who, self._server())
+            self.condition.through(who, self._server(), lane=self._place)
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -176,7 +179,7 @@ class Lane(Links):
                 log.error("the server has lost the stream %s; with group %s it is created again at "
                           "%s", key, group, start,
                           extra=self.facts(shard, "stream_created"))  # fmt: skip
-        self.condition.is_at(self._server())
+        self.condition.is_at(self._server(), lane=self._place)
         await self._learn_reached()
 
     async def _where_to_begin(self, shard: int) -> str:
