@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import os
+import struct
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -107,19 +109,28 @@ def paced(rate: int, count: int) -> Iterator[int]:
 
 
 async def on_time(rate: int, count: int) -> AsyncIterator[int]:
-    """The same instants, each as it comes: a thread sleeps until then, for an event loop's timers
-    go by whole milliseconds."""
-    loop, due_now = asyncio.get_running_loop(), asyncio.Queue[int]()
-
-    def pace() -> None:
+    """The same instants, each as it comes: by the kernel's timers, for an event loop's own go by
+    whole milliseconds."""
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    # os.timerfd_create() comes with Python 3.13.
+    libc = ctypes.CDLL(None, use_errno=True)
+    timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK)
+    loop.add_reader(timer, came.set)
+    try:
         for due in paced(rate, count):
-            while (left := due - time.monotonic_ns()) > 0:
-                time.sleep(left / 1e9)
-            loop.call_soon_threadsafe(due_now.put_nowait, due)
-
-    threading.Thread(target=pace, daemon=True).start()
-    for _ in range(count):
-        yield await due_now.get()
+            if due > time.monotonic_ns():
+                came.clear()
+                # Interval (none) and first instant, each in s and ns; 1: an instant of that clock.
+                at = struct.pack("@4l", 0, 0, *divmod(due, 1_000_000_000))
+                assert libc.timerfd_settime(timer, 1, at, None) == 0, os.strerror(
+                    ctypes.get_errno()
+                )
+                await came.wait()
+                os.read(timer, 8)
+            yield due
+    finally:
+        loop.remove_reader(timer)
+        os.close(timer)
 
 
 class Latencies:

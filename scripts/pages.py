@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from standpipe import config, errors
-from standpipe.cli import app
+from standpipe.cli import app_with
 from standpipe.doctor.explain import EXPLANATIONS
 from standpipe.doctor.run import CHECKS
 
@@ -62,6 +62,7 @@ def _tree(kind: type[errors.StandpipeError], depth: int = 0) -> list[str]:
 
 def commands_page() -> str:
     """The help of every command."""
+    app = app_with()
     names = [command.name for command in app.registered_commands if command.name]
     for group in app.registered_groups:
         names += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -46,6 +46,7 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=TIME_MS_MIN, le=TIME_MS_MAX)]
 
 
 _copy: Final[Callable[[dict[str, Any]], dict[str, Any]]] = cast(Any, dict).copy
+_pop: Final[Callable[[dict[str, Any], str, None], Any]] = cast(Any, dict).pop
 
 
 class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -99,22 +100,6 @@ class Event(msgspec.Struct, array_like=True, frozen=True, gc=False):
         except ConfigError as error:
             raise FieldError(error.message, field=time_field, value=time, hint=error.hint) from None
         return cls(key, ms, fields)
-
-    @classmethod
-    def from_dicts(
-        cls, dicts: Sequence[dict[str, Any]], *, key_field: str = "key", time_field: str = "time"
-    ) -> list[Event]:
-        """:meth:`from_mapping` of many dicts, three times as fast.
-
-        Raises:
-            FieldError: as :meth:`from_mapping`.
-        """
-        fields: list[dict[str, Any]] = list(map(_copy, dicts))
-        keys = [each.pop(key_field, None) for each in fields]
-        times = [each.pop(time_field, None) for each in fields]
-        if set(map(type, keys)) <= {str, type(None)} and _are_plain_times(times):
-            return list(map(cls, keys, times, fields))
-        return [cls.from_mapping(d, key_field=key_field, time_field=time_field) for d in dicts]
 
     @classmethod
     def from_struct(cls, struct: msgspec.Struct) -> Event:
@@ -424,20 +409,42 @@ def check_events(events: Sequence[Event]) -> None:
         check_event(event)
 
 
-def _all_plain(events: Sequence[Event]) -> bool:
-    """Whether a quick look finds nothing that needs a closer one.
+def events_from_dicts(
+    dicts: Sequence[dict[str, Any]], *, key_field: str, time_field: str
+) -> list[Event]:
+    """:meth:`Event.from_mapping` of many dicts, checked as :func:`check_events` does; 0.4 µs each.
 
-    It may send good events to the closer look, but never lets a wrong one pass.
+    Raises:
+        FieldError: as both.
     """
+    fields = list(map(_copy, dicts))
+    keys = list(map(_pop, fields, repeat(key_field), repeat(None)))
+    times = list(map(_pop, fields, repeat(time_field), repeat(None)))
+    if _are_plain(keys, times, fields):
+        return list(map(Event, keys, times, fields))
+    events = [Event.from_mapping(d, key_field=key_field, time_field=time_field) for d in dicts]
+    check_events(events)
+    return events
+
+
+def _all_plain(events: Sequence[Event]) -> bool:
     if not events:
         return True
     if set(map(type, events)) != {Event}:
         return False
     fields = cast(list[dict[Any, Any]], [event.fields for event in events])
+    return _are_plain([event.key for event in events], [event.time for event in events], fields)
+
+
+def _are_plain(keys: list[Any], times: list[Any], fields: list[dict[Any, Any]]) -> bool:
+    """Whether a quick look finds nothing that needs a closer one.
+
+    It may send good events to the closer look, but never lets a wrong one pass.
+    """
     try:
         return (
-            _are_plain_keys([event.key for event in events])
-            and _are_plain_times([event.time for event in events])
+            _are_plain_keys(keys)
+            and _are_plain_times(times)
             and _are_plain_names(set[Any]().union(*fields), fields)
             and _are_plain_values(list(chain.from_iterable(map(_values_of, fields))))
         )

@@ -286,9 +286,10 @@ SOCKET_READ_BYTES: Final = 256 * 1024
 
 # --- consumer and worker -------------------------------------------------------------------------
 
-READ_COUNT: Final = 256
-"""Entries per read and shard: plain entries are small, and a read of this many costs about as much
-as its round trip. A read is bounded by the events in flight as well."""
+READ_COUNT: Final = PART_EVENTS_MAX
+"""Entries per read and shard: of plain events, as many as are appended in one step. So a group
+keeps up with its producers, and the server is held up no longer than by these. A read is bounded by
+the events in flight as well."""
 
 READ_BLOCK_MS: Final = 2_000
 """How long a read waits at the server when there is nothing new. It only bounds how fast a drain is

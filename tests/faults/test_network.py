@@ -216,9 +216,9 @@ async def test_slow_line(network: Network, far: TestServer, direct: Stream) -> N
 @pytest.fixture
 def short_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead connection is found out after 3 s, not 45."""
-    monkeypatch.setattr("standpipe.wire.KEEPALIVE_IDLE_S", 1)
-    monkeypatch.setattr("standpipe.wire.KEEPALIVE_INTERVAL_S", 1)
-    monkeypatch.setattr("standpipe.wire.KEEPALIVE_PROBES_MAX", 2)
+    monkeypatch.setattr("standpipe.wire.address.KEEPALIVE_IDLE_S", 1)
+    monkeypatch.setattr("standpipe.wire.address.KEEPALIVE_INTERVAL_S", 1)
+    monkeypatch.setattr("standpipe.wire.address.KEEPALIVE_PROBES_MAX", 2)
 
 
 @pytest.mark.parametrize("fault", ["forgotten", "reset"])

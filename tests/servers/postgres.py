@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from standpipe.server.embedded import tied_command
 from tests.conditions import eventually_sync
@@ -67,6 +68,10 @@ class Postgres:
             # The first is the sink's to set right.
             "synchronous_commit": "off",
             "shared_buffers": "16MB",
+            # Nothing writes to its log but what a test asks it to.
+            "autovacuum": "off",
+            "wal_level": "minimal",
+            "max_wal_senders": "0",
         }
         given = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
@@ -98,15 +103,17 @@ class Postgres:
 
     def rows(self, query: str, *values: Any, database: str = "postgres") -> list[dict[str, Any]]:
         """What a query gives, past the code under test."""
-        with psycopg.connect(
-            host=str(self.folder),
-            user=USER,
-            dbname=database,
-            autocommit=True,
-            row_factory=psycopg.rows.dict_row,
-        ) as connection:
-            done = connection.execute(query, values)  # type: ignore[call-overload]
-            return done.fetchall() if done.description else []
+        with (
+            self.connect(database) as connection,
+            connection.cursor(row_factory=dict_row) as cursor,
+        ):
+            cursor.execute(query, values)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection to it, past the code under test."""
+        host = str(self.folder)
+        return psycopg.connect(host=host, user=USER, dbname=database, autocommit=True)
 
 
 @pytest.fixture(scope="session")

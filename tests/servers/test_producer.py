@@ -27,7 +27,7 @@ from standpipe.errors import (
     WrongTypeError,
 )
 from standpipe.keyspace import partition
-from standpipe.limits import TABLE_BLOCK_BYTES_MAX
+from standpipe.limits import PART_EVENTS_MAX, TABLE_BLOCK_BYTES_MAX
 from standpipe.wire import Link, Server
 from tests.conditions import eventually
 from tests.servers.entries import (
@@ -92,6 +92,17 @@ async def test_plain_entry(server: TestServer, wire: Server, stream_name: str) -
     ]
     shown = server.cli("XRANGE", stream_name, "-", "+", "COUNT", 1)
     assert shown.splitlines()[5:7] == ["volts", "230.5"]
+
+
+async def test_a_list_lets_the_writer_run(wire: Server, stream_name: str) -> None:
+    """A long list of plain events is on its way before the last of it has been taken."""
+    async with Stream(stream_name, wire, codec="plain") as stream, Producer(stream) as producer:
+        receipts = await producer.send_many(
+            [Event("m", TIME, {"n": n}) for n in range(20 * PART_EVENTS_MAX)]
+        )
+        (shard,) = producer._buffer.shards
+        assert shard.sequence, "the writer has had no turn yet"
+        await receipts
 
 
 async def test_names_of_key_and_time(server: TestServer, wire: Server, stream_name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from standpipe.cli import app
+from standpipe.cli import app_with
 from standpipe.errors import ConfigError, ProvisionError
 from standpipe.server.provision import applying, bundle, keeping
 from standpipe.server.provision.bundle import Secrets
@@ -55,7 +55,7 @@ def command(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """One `standpipe provision` in this process: a new one takes a second to begin."""
     paths = {"queue.toml", "bundle", "second", "root", "bundle/secrets", "bundle/description.toml"}
     given = [str(place / each) if each in paths else each for each in options]
-    done = CliRunner().invoke(app, ["provision", *given], catch_exceptions=False)
+    done = CliRunner().invoke(app_with(), ["provision", *given], catch_exceptions=False)
     return subprocess.CompletedProcess(given, done.exit_code, done.stdout, done.stderr)
 
 

@@ -1,7 +1,7 @@
 """Three habits of redis-py that a queue cannot afford, shown on it, and that ours has none of them.
 
 The times are shortened (redis-py's default is a socket_timeout of 5 s and ten retries); what
-happens is the same. When one of the first tests fails, redis-py has changed: see if wire.py can be
+happens is the same. When one of the first tests fails, redis-py has changed: see if wire/ can be
 simpler.
 """
 

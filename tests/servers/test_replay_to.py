@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from standpipe import Event, Reader, Stream, replay
 from standpipe.archive import Archive, Archiver
-from standpipe.cli import app
+from standpipe.cli import app_with
 from standpipe.errors import ConfigError, ReplayFileError
 from standpipe.formats import ReadOptions, read_events
 from standpipe.wire import Server
@@ -278,7 +278,7 @@ async def test_the_command(
 def test_wrong_usage(server: TestServer, wrong: tuple[str, ...], stream_name: str) -> None:
     """What makes no sense is wrong usage, with a hint."""
     server.command("XADD", stream_name, "*", "n", 1)
-    done = CliRunner().invoke(app, ["replay", stream_name, "--url", server.url, *wrong])
+    done = CliRunner().invoke(app_with(), ["replay", stream_name, "--url", server.url, *wrong])
     assert done.exit_code == 2
     assert "hint: " in done.stderr
 

@@ -17,9 +17,7 @@ from tests.servers.commands import ENV
 from tests.servers.fleet import Fleet
 
 HELP_MS_MAX = 200
-SEND_MS_MAX = 550
-"""The goal is 400 ms and is not met: 450 to 480 ms were measured, of which importing redis-py is
-about 190. Until it is, this holds what stands, so that it grows no further."""
+SEND_MS_MAX = 400
 RUNS_MAX = 10
 
 

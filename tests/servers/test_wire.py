@@ -313,7 +313,7 @@ async def test_cluster_node_that_hangs(
     found = cluster("valkey-9.1", cluster_require_full_coverage="no")
     first, second = found.nodes[:2]
     key = next(key for key in shard_keys("power", 8) if found.node_of(key) is second)
-    monkeypatch.setattr("standpipe.wire.CONNECT_MS_MAX", 1000)
+    monkeypatch.setattr("standpipe.wire.server.CONNECT_MS_MAX", 1000)
     first.stop()
     try:
         start = time.monotonic()

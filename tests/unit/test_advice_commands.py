@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 import standpipe
-from standpipe.cli import app
+from standpipe.cli import app_with
 
 SOURCE = Path(standpipe.__file__).parent
 PLACES = [
@@ -45,7 +45,7 @@ def advised(text: str) -> list[str]:
 
 def fault(line: str) -> str | None:
     """Why a command line cannot be typed so; None: it can."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app_with())
     for word in line.split():
         if hasattr(command, "commands") and not word.startswith("-"):
             if word not in command.commands:

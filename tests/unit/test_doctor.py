@@ -22,7 +22,7 @@ from standpipe.doctor.repair import repair
 from standpipe.doctor.run import HISTORY
 from standpipe.doctor.streams import stream_name
 from standpipe.keyspace import shard_keys, side_key
-from standpipe.wire import _BY_CODE  # pyright: ignore[reportPrivateUsage]
+from standpipe.wire.replies import _BY_CODE  # pyright: ignore[reportPrivateUsage]
 from tests.doctoring import of, only, provokes
 
 GOOD = {

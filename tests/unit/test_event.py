@@ -23,6 +23,7 @@ from standpipe.event import (
     _look_closely,  # pyright: ignore[reportPrivateUsage]
     check_event,
     check_events,
+    events_from_dicts,
 )
 from standpipe.limits import (
     FIELDS_PER_EVENT_MAX,
@@ -492,20 +493,32 @@ def test_the_quick_look_agrees_with_the_close_one(events: list[Event]) -> None:
     st.sampled_from(["key", "id"]),
 )
 def test_many_dicts_become_what_each_becomes(dicts: list[dict[str, Any]], key_field: str) -> None:
-    """from_dicts is from_mapping of each, whether the quick way is open or not, and leaves the
-    caller's dicts as they are."""
+    """events_from_dicts is from_mapping of each, checked, whether the quick way is open or not, and
+    leaves the caller's dicts as they are."""
+
+    def together(given: list[dict[str, Any]]) -> list[Event]:
+        return events_from_dicts(given, key_field=key_field, time_field="time")
+
+    def one_by_one(given: list[dict[str, Any]]) -> list[Event]:
+        events = [Event.from_mapping(each, key_field=key_field) for each in given]
+        check_events(events)
+        return events
+
     given_dicts = [dict(each) for each in dicts]
-    found = Event.from_dicts(dicts, key_field=key_field)
-    for event, each in zip(found, given_dicts, strict=True):
-        alone = Event.from_mapping(each, key_field=key_field)
-        assert (event.key, event.fields) == (alone.key, alone.fields)
-        assert event.time == alone.time or "time" not in each
+    refused = refusal(one_by_one, dicts)
+    assert refusal(together, dicts) == refused
     assert dicts == given_dicts
+    if refused is None:
+        for found, alone, each in zip(together(dicts), one_by_one(dicts), dicts, strict=True):
+            assert (found.key, found.fields) == (alone.key, alone.fields)
+            assert found.time == alone.time or "time" not in each
 
 
 @pytest.mark.parametrize("time", [TIME_MS_MIN - 1, TIME_MS_MAX + 1, 2**70])
 def test_many_dicts_refuse_a_time_that_one_refuses(time: int) -> None:
     """The quick way looks at the range of times as well."""
-    for build in (Event.from_mapping, lambda each: Event.from_dicts([each])):
-        with pytest.raises(FieldError):
-            build({"key": "meter-1", "time": time})
+    given = {"key": "meter-1", "time": time}
+    with pytest.raises(FieldError):
+        Event.from_mapping(given)
+    with pytest.raises(FieldError):
+        events_from_dicts([given], key_field="key", time_field="time")

@@ -11,7 +11,8 @@ from redis.exceptions import RedisClusterException
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from standpipe import errors
-from standpipe.wire import mask_password, pack, parse_address, script, translate
+from standpipe.config import mask_password
+from standpipe.wire import pack, parse_address, script, translate
 
 # --- URLs ----------------------------------------------------------------------------------------
 

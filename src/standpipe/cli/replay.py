@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from standpipe.cli.progress import Bar
 from standpipe.cli.running import (
     FAILED,
     Json,
@@ -179,7 +180,7 @@ async def _replay(options: _Options, settings: Settings, *, quiet: bool) -> Repl
     on_stop_signals(stop.set)
     async with Stream(options.stream, settings.url) as source:
         reader = await _reader(source, options, settings)
-        with _Bar(reader, options, quiet=quiet) as bar:
+        with _Bar(reader, options, is_quiet=quiet) as bar:
             return await _to(reader, options, settings, bar, stop)
 
 
@@ -193,7 +194,7 @@ async def _to(
 
     if options.to == "-":
         return await replaying.to_lines(
-            reader, sys.stdout.buffer, on_progress=bar.update, stop=stop
+            reader, sys.stdout.buffer, on_progress=bar.replayed, stop=stop
         )
     if not options.to.startswith("stream:"):
         return await replaying.to_file(
@@ -201,7 +202,7 @@ async def _to(
             options.to,
             format=options.format,
             overwrite=options.overwrite,
-            on_progress=bar.update,
+            on_progress=bar.replayed,
             stop=stop,
         )
     # A server of its own: the two streams must not wait for each other's replies.
@@ -212,7 +213,7 @@ async def _to(
             name=options.name or _name_of(options),
             again=options.again,
             acknowledge=options.acknowledge,
-            on_progress=bar.update,
+            on_progress=bar.replayed,
             stop=stop,
         )
 
@@ -345,47 +346,31 @@ def _summary(done: Replayed, options: _Options) -> str:
     return "\n".join(lines)
 
 
-class _Bar:
+class _Bar(Bar):
     """On a terminal: how far it is in the events' time, how fast, and how long it will take."""
 
-    def __init__(self, reader: Reader, options: _Options, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._reader = reader
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn(
-                "{task.fields[at]}  {task.fields[events]:,} events, {task.fields[rate]:,}/s"
-            ),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
+    def __init__(self, reader: Reader, options: _Options, *, is_quiet: bool) -> None:
+        text = "{task.fields[at]}  {task.fields[events]:,} events, {task.fields[rate]:,}/s"
+        super().__init__(
+            options.stream,
+            text,
+            total=None,
+            is_quiet=is_quiet,
+            shows_left=True,
+            at="",
+            events=0,
+            rate=0,
         )
-        self._line = self._progress.add_task(options.stream, total=None, at="", events=0, rate=0)
+        self._reader = reader
         self._follows = options.follow
 
-    def update(self, done: Replayed) -> None:
+    def replayed(self, done: Replayed) -> None:
+        """So much has been replayed by now."""
         from standpipe.clock import format_time
 
         span, at = self._reader.span, done.last_ms
         known: dict[str, Any] = {}
         if span is not None and at is not None and not self._follows:
             known = {"total": max(1, span[1] - span[0]), "completed": at - span[0]}
-        self._progress.update(
-            self._line,
-            at="" if at is None else format_time(at),
-            events=done.events,
-            rate=done.events_per_s,
-            **known,
-        )
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        shown = "" if at is None else format_time(at)
+        self.update(at=shown, events=done.events, rate=done.events_per_s, **known)

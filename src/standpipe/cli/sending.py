@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
+from standpipe.cli.progress import Bar
 from standpipe.cli.running import on_stop_signals
 from standpipe.errors import ConfigError, EventError, LineError
 from standpipe.formats import read_events
@@ -163,6 +164,9 @@ async def send_all(
     counts, began = Counts(), time.perf_counter()
     good = 0
 
+    def settled() -> int:
+        return producer.stats.acknowledged + producer.stats.spooled
+
     async def pump() -> None:
         nonlocal good
         # Reading may wait for a pipe, so it has a thread; sending goes on meanwhile.
@@ -172,17 +176,18 @@ async def send_all(
             shown = counts.rejected
             counts.rejected += len(chunk.errors)
             for error in chunk.errors[: max(0, _ERRORS_SHOWN_MAX - shown)]:
-                progress.say(f"{source.name}: {error.message} ({error.hint})")
+                bar.say(f"{source.name}: {error.message} ({error.hint})")
             if counts.rejected > _ERRORS_SHOWN_MAX >= shown:
-                progress.say("more lines were rejected and are only counted")
+                bar.say("more lines were rejected and are only counted")
             rejects.add(chunk)
-            progress.update(chunk.bytes, producer)
+            bar.update(completed=chunk.bytes, events=settled())
         await producer.flush()
-        progress.update(source.size or 0, producer)
+        bar.update(completed=source.size or 0, events=settled())
 
     stop_asked = asyncio.Event()
     on_stop_signals(stop_asked.set)
-    with _Progress(source, quiet=quiet) as progress:
+    text = "{task.fields[events]:,} events"
+    with Bar(source.name, text, total=source.size, is_quiet=quiet, events=0) as bar:
         pumping = asyncio.create_task(pump())
         asking = asyncio.create_task(stop_asked.wait())
         await asyncio.wait({pumping, asking}, return_when=asyncio.FIRST_COMPLETED)
@@ -233,37 +238,3 @@ def events_in(spool: Path) -> tuple[int, int]:
     with Spool.open_readonly(spool) as reader:
         summary = reader.summary()
     return summary.events, summary.aside_events
-
-
-class _Progress:
-    """A progress bar on a terminal, and lines about what is wrong above it."""
-
-    def __init__(self, source: Source, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[events]:,} events"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            transient=True,
-        )
-        self._line = self._bar.add_task(source.name, total=source.size, events=0)
-
-    def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def update(self, size: int, producer: Producer) -> None:
-        events = producer.stats.acknowledged + producer.stats.spooled
-        self._bar.update(self._line, completed=size, events=events)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

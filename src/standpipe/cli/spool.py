@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from standpipe.cli.progress import Bar
 from standpipe.cli.running import (
     FAILED,
     Json,
@@ -33,12 +34,19 @@ _ASIDE_SHOWN_MAX = 20
 _EVENTS_BYTES_MAX = 64 * 1024 * 1024
 """Of blocks that are read to show events: no more than that in memory."""
 
+app = typer.Typer(
+    help="What waits in a producer's spool, whether it is sound, and sending it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
 SpoolPath = Annotated[Path, typer.Argument(help="The spool's file.", show_default=False)]
 
 
 # --- show ----------------------------------------------------------------------------------------
 
 
+@app.command("show", short_help="What waits, and what was set aside.", epilog=SHOW_EXAMPLE)
 @command
 def show(
     path: SpoolPath,
@@ -166,6 +174,7 @@ def _print(path: Path, summary: SpoolSummary, aside: list[AsideBlock], first: li
 # --- verify --------------------------------------------------------------------------------------
 
 
+@app.command("verify", short_help="Look for damage.", epilog=VERIFY_EXAMPLE)
 @command
 def verify(path: SpoolPath, as_json: Json = False) -> None:
     """Check a spool: the file, the counters, every block; the exit code is 1 if anything is wrong.
@@ -200,6 +209,7 @@ def verify(path: SpoolPath, as_json: Json = False) -> None:
 # --- drain ---------------------------------------------------------------------------------------
 
 
+@app.command("drain", short_help="Send what waits.", epilog=DRAIN_EXAMPLE)
 @command
 def drain(
     path: SpoolPath,
@@ -231,14 +241,15 @@ def drain(
     deadline_ms = None if deadline is None else parse_duration(deadline, name="deadline")
     with Spool.open_readonly(path) as reader:
         before = reader.summary()
-    with _Progress(before, quiet=as_json) as progress:
+    total, text = before.events, "{task.completed:,.0f} of {task.total:,.0f} events"
+    with Bar("draining", text, total=total, is_quiet=as_json) as bar:
         done = run_async(
             drain_spool(
                 path,
                 settings.url,
                 deadline_ms=deadline_ms,
                 acknowledge=settings.acknowledge,
-                on_progress=progress.update,
+                on_progress=lambda left: bar.update(completed=total - left.events),
             )
         )
     aside = before.aside_events + done.set_aside
@@ -253,34 +264,3 @@ def drain(
             )
     if done.set_aside:
         raise typer.Exit(FAILED)
-
-
-class _Progress:
-    """A progress bar on a terminal; elsewhere nothing."""
-
-    def __init__(self, before: SpoolSummary, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._total = before.events
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} events"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
-        self._line = self._bar.add_task("draining", total=self._total)
-
-    def update(self, left: SpoolSummary) -> None:
-        self._bar.update(self._line, completed=self._total - left.events)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

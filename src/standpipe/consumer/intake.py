@@ -97,6 +97,9 @@ class Room(NamedTuple):
     bytes: int
 
 
+NOTHING: Final = Room(0, 0)
+
+
 class Intake:
     """Where the lanes put what arrives, and how much more may come.
 
@@ -128,11 +131,14 @@ class Intake:
             await self._room.wait()
         return room
 
-    def room(self) -> Room | None:
-        """How much may be asked for now, as :meth:`wait_for_room` has it; None: nothing."""
+    def room(self, beside: Room = NOTHING) -> Room | None:
+        """How much may be asked for now, as :meth:`wait_for_room` has it; None: nothing.
+
+        ``beside`` is about to be put here.
+        """
         room = Room(
-            min(self._events_max - self.in_flight, (self._events_max + 1) // 2),
-            min(self._bytes_max - self.in_flight_bytes, (self._bytes_max + 1) // 2),
+            min(self._events_max - self.in_flight - beside.events, (self._events_max + 1) // 2),
+            min(self._bytes_max - self.in_flight_bytes - beside.bytes, (self._bytes_max + 1) // 2),
         )
         return room if min(room) > 0 else None
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from standpipe.codec import decode_entry
+from standpipe.consumer.acking import Acking, Acks
 from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Counting, Hold
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
@@ -71,6 +72,16 @@ class Member(NamedTuple):
         }
 
 
+class _Asked(NamedTuple):
+    """A read that is under way."""
+
+    link: Link
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Entries of each shard, at most."""
+    acks: Acks
+    """The acknowledgements that went ahead of it."""
+
+
 class Lane(Links):
     """The shards behind one connection, or a pair: one that blocks and one that does not."""
 
@@ -84,12 +95,9 @@ class Lane(Links):
         super().__init__(member.stream, self.keys[0])
         self.held: dict[int, dict[bytes, tuple[int, int, float]]] = {shard: {} for shard in shards}
         """Per shard: entry ID → events in it, their bytes, since when it is held or renewed."""
-        self._acks: list[tuple[int, list[bytes]]] = []
-        self._acking: dict[int, set[bytes]] = {shard: set() for shard in shards}
-        """Acknowledged here and not yet by the server: not to be delivered again meanwhile."""
+        self.acking = Acking(shards)
         self._swept_to: dict[int, bytes] = {}
         """Where the last sweep of a shard had to end early."""
-        self._ack_ready = asyncio.Event()
         self.counting = Counting(self._hold_all)
         self._pending = asyncio.Lock()
         """Held from asking for pending entries until they are known here: the reader, which asks
@@ -98,6 +106,7 @@ class Lane(Links):
         """The largest entry of late, in events: what the next ones are expected to have."""
         self._entry_bytes = BYTES_PER_ENTRY_GUESS
         """The same in bytes."""
+        self._asked: _Asked | None = None
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
@@ -198,7 +207,7 @@ class Lane(Links):
             raise info
         if entry_order(info[b"last-generated-id"]) < entry_order(reached):
             return "0"  # It was deleted and has begun anew, or was set back.
-        unsettled = [*self.held[shard], *self._acking[shard]]
+        unsettled = [*self.held[shard], *self.acking.of[shard]]
         if not unsettled:
             return reached.decode()
         ms, seq = entry_order(min(unsettled, key=entry_order))
@@ -243,31 +252,61 @@ class Lane(Links):
 
     async def _read_new(self) -> None:
         """New entries, with the waiting acknowledgements ahead of them in the same round trip."""
-        member = self.member
-        count = await self._read_count()
-        read = pack(
-            "XREADGROUP", "GROUP", member.group, member.name, "COUNT", count,
-            "BLOCK", READ_BLOCK_MS, "STREAMS", *self.keys, *[">"] * len(self.keys),
-        )  # fmt: skip
-        link = await self._reading()
-        acks = self._take_acks()
-        try:
-            *acked, found = await link.exchange(
-                [*self._pack_acks(acks), read],
-                len(acks) + 1,
-                reply_ms_max=READ_BLOCK_MS + link.reply_ms_max,
-            )
-        except BaseException:
-            self._put_back(acks)
-            raise
-        self._count_acks(acks, acked)
-        if isinstance(found, StandpipeError):
-            raise found
-        by_key: dict[bytes, list[Any]] = found or {}
+        if self._asked is None:
+            count = await self._read_count()
+            self._ask(await self._reading(), count)
+        asked, self._asked = self._asked, None
+        assert asked is not None
+        by_key = await self._answer(asked)
+        is_full = any(len(rows) == asked.count for rows in by_key.values())
+        if is_full and (count := self._count_on_top_of(by_key)) >= asked.count:
+            # There is more, and the server can be at it while this is decoded and handled.
+            self._ask(asked.link, count)
         for key, rows in by_key.items():
             shard = self.stream.keys.index(key.decode())
             self._reached[shard] = rows[-1][0]
             self._take(shard, rows, {})
+        if not is_full:
+            # In two turns of the loop it is at its handler, which the next write would hold up.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    def _ask(self, link: Link, count: int) -> None:
+        """Ask for so many new entries of each shard; :meth:`_answer` waits for them."""
+        member = self.member
+        read = pack(
+            "XREADGROUP", "GROUP", member.group, member.name, "COUNT", count,
+            "BLOCK", READ_BLOCK_MS, "STREAMS", *self.keys, *[">"] * len(self.keys),
+        )  # fmt: skip
+        acks = self.acking.take()
+        try:
+            link.write([*self._pack_acks(acks), read])
+        except BaseException:
+            self.acking.put_back(acks)
+            raise
+        self._asked = _Asked(link, count, acks)
+
+    async def _answer(self, asked: _Asked) -> dict[bytes, list[Any]]:
+        """The entries that were asked for, by key."""
+        link, acks = asked.link, asked.acks
+        try:
+            *acked, found = await link.replies(
+                len(acks) + 1, reply_ms_max=READ_BLOCK_MS + link.reply_ms_max
+            )
+        except BaseException:
+            self.acking.put_back(acks)
+            raise
+        self._count_acks(acks, acked)
+        if isinstance(found, StandpipeError):
+            raise found
+        return found or {}
+
+    def _count_on_top_of(self, arrived: dict[bytes, list[Any]]) -> int:
+        """How many entries of each shard may be asked for while those that came are not taken."""
+        entries = sum(map(len, arrived.values()))
+        beside = Room(entries * self._entry_events, entries * self._entry_bytes)
+        room = self.intake.room(beside)
+        return 0 if room is None else self._entries_each(room)
 
     async def _read_count(self) -> int:
         """Wait for room; return how many entries of each shard may be asked for."""
@@ -359,7 +398,7 @@ class Lane(Links):
         if fence is None:
             return
         now = time.monotonic()
-        held, acking, decode = self.held[shard], self._acking[shard], self._decode
+        held, acking, decode = self.held[shard], self.acking.of[shard], self._decode
         entries: list[Entry] = []
         ids: list[bytes] = []
         undecodable: list[Undecodable] = []
@@ -393,7 +432,7 @@ class Lane(Links):
     # --- acknowledging ---------------------------------------------------------------------------
 
     def knows(self, shard: int, entry_id: bytes) -> bool:
-        return entry_id in self.held[shard] or entry_id in self._acking[shard]
+        return entry_id in self.held[shard] or entry_id in self.acking.of[shard]
 
     def ack(self, shard: int, ids: Iterable[bytes]) -> None:
         held = self.held[shard]
@@ -406,43 +445,23 @@ class Lane(Links):
                 events += known[0]
                 size += known[1]
         if mine:
-            self._acking[shard].update(mine)
-            self._acks.append((shard, mine))
-            self._ack_ready.set()
+            self.acking.add(shard, mine)
             self.intake.release(events, size)
 
-    def _take_acks(self) -> list[tuple[int, list[bytes]]]:
-        """The waiting acknowledgements, joined by shard and cut to commands."""
-        by_shard: dict[int, list[bytes]] = {}
-        for shard, ids in self._acks:
-            by_shard.setdefault(shard, []).extend(ids)
-        self._acks = []
-        self._ack_ready.clear()
-        return [
-            (shard, ids[start : start + IDS_PER_COMMAND_MAX])
-            for shard, ids in by_shard.items()
-            for start in range(0, len(ids), IDS_PER_COMMAND_MAX)
-        ]
-
-    def _put_back(self, acks: list[tuple[int, list[bytes]]]) -> None:
-        if acks:
-            self._acks = acks + self._acks
-            self._ack_ready.set()
-
-    def _pack_acks(self, acks: Iterable[tuple[int, list[bytes]]]) -> list[bytes]:
+    def _pack_acks(self, acks: Acks) -> list[bytes]:
         return [
             pack("XACK", self.stream.keys[shard], self.member.group, *ids) for shard, ids in acks
         ]
 
-    def _count_acks(self, acks: list[tuple[int, list[bytes]]], replies: list[Any]) -> None:
+    def _count_acks(self, acks: Acks, replies: list[Any]) -> None:
         """Count what the server has acknowledged; put back the rest, and raise its error."""
         refused: StandpipeError | None = None
         for (shard, ids), reply in zip(acks, replies, strict=True):
             if isinstance(reply, StandpipeError):
-                self._put_back([(shard, ids)])
+                self.acking.put_back([(shard, ids)])
                 refused = reply
             else:
-                self._acking[shard].difference_update(ids)
+                self.acking.confirmed(shard, ids)
                 self.intake.stats.acknowledged += len(ids)
         if refused is not None:
             raise refused
@@ -451,7 +470,7 @@ class Lane(Links):
         attempt = 0
         while True:
             if not attempt:
-                await self._ack_ready.wait()
+                await self.acking.ready.wait()
                 await asyncio.sleep(ACK_GRACE_MS / 1000)
             # After an error a read may have taken them along: then there is nothing to wait for.
             try:
@@ -464,13 +483,13 @@ class Lane(Links):
 
     async def flush(self) -> None:
         """Send the waiting acknowledgements, if a read has not taken them along."""
-        acks = self._take_acks()
+        acks = self.acking.take()
         if not acks:
             return
         try:
             replies = await self._exchange(self._pack_acks(acks))
         except BaseException:
-            self._put_back(acks)
+            self.acking.put_back(acks)
             raise
         self._count_acks(acks, replies)
 
@@ -694,7 +713,7 @@ class Lane(Links):
         name = member.name.encode()
         mine = sum(found[b"pending"] for found in consumers if found[b"name"] == name)
         start = b"-"
-        while mine > len(self.held[shard]) + len(self._acking[shard]):
+        while mine > len(self.held[shard]) + len(self.acking.of[shard]):
             room = self.intake.room_for_takeover()
             (page,) = await self.ask(
                 [

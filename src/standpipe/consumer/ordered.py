@@ -112,9 +112,7 @@ class OrderedLane(Lane):
 
     def drop(self, shard: int) -> None:
         # Those that have not left yet would be refused.
-        self.intake.stats.refused += sum(len(ids) for owner, ids in self._acks if owner == shard)
-        self._acks = [(owner, ids) for owner, ids in self._acks if owner != shard]
-        self._acking[shard].clear()
+        self.intake.stats.refused += self.acking.drop(shard)
         for entry_id in list(self.held[shard]):
             self._forget(shard, entry_id)
         self._full.discard(shard)
@@ -229,7 +227,7 @@ class OrderedLane(Lane):
     async def _acknowledge_and_read(self, requests: list[_Request]) -> bool:
         all_acks = [
             _Request(self._leases.owned[shard], ids, 0)
-            for shard, ids in self._take_acks()
+            for shard, ids in self.acking.take()
             if shard in self._leases.owned
         ]
         requests = [*all_acks, *requests]
@@ -244,7 +242,9 @@ class OrderedLane(Lane):
         try:
             replies = await self._run_all("ordered", calls)
         except BaseException:
-            self._put_back([(lease.shard, ids) for lease, ids, _ in all_acks if self._has(lease)])
+            self.acking.put_back(
+                [(lease.shard, ids) for lease, ids, _ in all_acks if self._has(lease)]
+            )
             raise
         failed: StandpipeError | None = None
         is_found = False
@@ -253,14 +253,14 @@ class OrderedLane(Lane):
             if isinstance(rows, StandpipeError):
                 failed = rows
                 if ids and self._has(lease):
-                    self._put_back([(shard, ids)])
+                    self.acking.put_back([(shard, ids)])
             elif rows is None:
                 self.intake.stats.refused += len(ids)
                 self._leases.lose(lease)
             else:
                 self.intake.stats.acknowledged += len(ids)
                 if self._has(lease):
-                    self._acking[shard].difference_update(ids)
+                    self.acking.confirmed(shard, ids)
                     if new_max and rows:
                         is_found = True
                         self._reached[shard] = rows[-1][0]
@@ -314,7 +314,7 @@ class OrderedLane(Lane):
 
     async def flush(self) -> None:
         # Those that are on their way may come back.
-        if self._acks or self._ack_order.locked():
+        if self.acking or self._ack_order.locked():
             await self._request([])
 
     async def settle(self, shard: int, entry_id: bytes, letters: Sequence[list[bytes]]) -> None:

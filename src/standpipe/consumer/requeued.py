@@ -168,8 +168,7 @@ class RequeuedLane(Lane):
 
     def drop(self, shard: int) -> None:
         """Renew nothing of a shard any more; its next owner finds it when it has been idle."""
-        self._acks = [(owner, ids) for owner, ids in self._acks if owner != shard]
-        self._acking[shard].clear()
+        self.acking.drop(shard)
         for entry_id in list(self.held[shard]):
             self._forget(shard, entry_id)
 

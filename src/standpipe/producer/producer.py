@@ -28,7 +28,7 @@ from standpipe.errors import (
     ServerError,
     StandpipeError,
 )
-from standpipe.event import Event, check_event, check_events
+from standpipe.event import Event, check_event, check_events, events_from_dicts
 from standpipe.forks import forks, require_same_process
 from standpipe.keyspace import partition
 from standpipe.limits import (
@@ -467,21 +467,23 @@ class Producer:
         listed = list(events)
         kinds = set(map(type, listed))
         if kinds <= {Event}:
-            given = cast("list[Event]", listed)
+            checked = cast("list[Event]", listed)
+            check_events(checked)
         elif kinds == {dict}:
             dicts = cast("list[dict[str, Any]]", listed)
             names = self.stream.definition
-            given = Event.from_dicts(dicts, key_field=names.key_field, time_field=names.time_field)
+            checked = events_from_dicts(
+                dicts, key_field=names.key_field, time_field=names.time_field
+            )
         else:
             rows = StructRows.of(kinds.pop()) if len(kinds) == 1 and self._codec == "rows" else None
             checked = None if rows is None else rows.events(listed)
-            if checked is not None:
-                return await self._put(list(self._encode_events(self._split(checked))))
-            given = [e if isinstance(e, Event) else self._event_from(e) for e in listed]
-        check_events(given)
+            if checked is None:
+                checked = [e if isinstance(e, Event) else self._event_from(e) for e in listed]
+                check_events(checked)
         encode = self._encode_tables if self._codec == "columns" else self._encode_events
         # All are encoded before the first is taken: one that is too large must not come in between.
-        return await self._put(list(encode(self._split(given))))
+        return await self._put(list(encode(self._split(checked))))
 
     async def send_table(self, table: Any) -> Receipts:
         """Take a table of readings: columns ``key``, ``time`` and one per field.
@@ -685,7 +687,7 @@ class Producer:
                 piece.shard, piece.mark, piece.part, piece.count, piece.arguments
             )
             receipts.add(block, block.count - piece.count, piece.count, piece.positions)
-            if waits and (piece.arguments is None or block.count >= self._block_events_max):
+            if waits and (piece.arguments is None or block.count >= self._buffer.block_events_max):
                 # Not earlier: the writer would take the block while more of the list is to come.
                 await asyncio.sleep(0)
         return receipts
