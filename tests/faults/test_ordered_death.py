@@ -132,7 +132,7 @@ async def ill_treat(
                 await (await producer.send_many(readings(sent, 5)))
             sent += 5
             # Never more than about a list ahead, however slow the machine is.
-            await eventually(lambda: is_over or noted() > before + KEYS * 20, 60)
+            await eventually(lambda least=before + KEYS * 20: is_over or noted() > least, 60)
 
     def noted() -> int:
         """How long the log is, in bytes; about 20 for each event handled."""

@@ -13,8 +13,9 @@ from typing import Any, Final
 from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Hold
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
-from standpipe.consumer.lane import Lane, Member, entry_order
+from standpipe.consumer.lane import Lane, entry_order
 from standpipe.consumer.leases import Leases
+from standpipe.consumer.member import Member
 from standpipe.consumer.mixing import require_no_owners, require_no_strangers
 from standpipe.consumer.ordered import OrderedLane
 from standpipe.consumer.requeued import RequeuedLane, RequeuedShard

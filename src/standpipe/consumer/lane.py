@@ -23,6 +23,7 @@ from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Counting, Hold
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.consumer.links import Links
+from standpipe.consumer.member import Member
 from standpipe.errors import (
     DecodeError,
     GroupNotFoundError,
@@ -45,31 +46,9 @@ from standpipe.limits import (
     WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
-from standpipe.stream import Stream
 from standpipe.wire import Link, pack
 
 log: Final = logging.getLogger("standpipe.consumer")
-
-
-class Member(NamedTuple):
-    """Who reads: one name in one group of one stream."""
-
-    stream: Stream
-    group: str
-    name: str
-    start: str
-    """Where the group begins if it has to be created."""
-    idle_ms_min: int
-
-    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
-        """What a log line says beside its text."""
-        return {
-            "stream": self.stream.name,
-            "shard": None if shard is None else int(shard),
-            "group": self.group,
-            "consumer": self.name,
-            **({} if state is None else {"state": state}),
-        }
 
 
 class _Asked(NamedTuple):

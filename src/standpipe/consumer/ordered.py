@@ -15,8 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from standpipe.consumer.condition import Condition
 from standpipe.consumer.intake import Intake
-from standpipe.consumer.lane import Lane, Member, entry_order
+from standpipe.consumer.lane import Lane, entry_order
 from standpipe.consumer.leases import Lease, Leases, lease_keys
+from standpipe.consumer.member import Member
 from standpipe.errors import GroupNotFoundError, StandpipeError
 from standpipe.keyspace import side_key
 from standpipe.limits import (
