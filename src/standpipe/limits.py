@@ -356,6 +356,10 @@ move: the one that gives it up, and the one that takes it."""
 DELIVERIES_MAX: Final = 5
 """Deliveries of an entry before its failing event is dead-lettered."""
 
+COUNT_AHEAD_ENTRIES_MAX: Final = 100
+"""Entries whose second try is counted in one round trip, so that each waits for a hundredth of it.
+If one of them kills its worker, those behind it were counted and had not begun: few, therefore."""
+
 RETRY_AFTER_MS: Final = 200
 RETRY_AFTER_MS_MAX: Final = 30_000
 """Backoff of a failing handler: doubling from the first to the second, with jitter."""

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from standpipe.consumer import count_requeued
 from standpipe.errors import NotPermittedError, ReplyError, StandpipeError
 from standpipe.event import EventId
 from standpipe.limits import MEMORY_WINDOW_MS, REPORT_TTL_MS
@@ -44,7 +45,8 @@ class GroupStatus(msgspec.Struct, frozen=True):
     behind_ms: int | None
     """Age of the oldest entry that is not acknowledged, ms; 0: all are. None: not to be read."""
     requeued: int | None
-    """Dead letters that were put back for this group and wait; None where it may not be read."""
+    """Dead letters that were put back for this group and are not settled yet; None where it may not
+    be read."""
     lost: int | None = None
     """Events that the limits have taken from it before it had acknowledged them, since it was first
     created; None where it may not be read."""
@@ -229,7 +231,8 @@ async def read_groups(stream: Stream, shard: int) -> list[GroupStatus]:
         WrongTypeError: its key holds something else.
         ServerError: the server cannot be reached or refuses.
 
-    Cost: XINFO STREAM, XINFO GROUPS and TIME; per group XPENDING and XINFO CONSUMERS.
+    Cost: XINFO STREAM, XINFO GROUPS and TIME; per group XPENDING, XINFO CONSUMERS and XLEN, and a
+    script if something was requeued for it.
     """
     key = stream.keys[shard]
     info, groups, clock = await stream.server.call_many(
@@ -261,6 +264,11 @@ async def _group_status(
     for reply in (pending, consumers):
         if isinstance(reply, StandpipeError):
             raise reply
+    # What is settled may still stand there: only whether there is anything does its length say.
+    if isinstance(requeued, StandpipeError):
+        requeued = None
+    elif requeued:
+        requeued = await count_requeued(stream, name.decode(), shard)
     oldest = None if pending[1] is None else now - EventId.parse(pending[1]).ms
     lag, behind = known_lag(info, group), oldest
     if oldest is None and lag == 0:
@@ -282,7 +290,7 @@ async def _group_status(
             for row in map(info_map, consumers)
         ],
         behind_ms=None if behind is None else max(0, behind),
-        requeued=None if isinstance(requeued, StandpipeError) else requeued,
+        requeued=requeued,
     )
 
 

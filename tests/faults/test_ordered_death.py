@@ -126,16 +126,22 @@ async def ill_treat(
     async def keep_sending() -> None:
         nonlocal sent
         while not is_over:
+            before = noted()
             codec = chance.choice(["plain", "rows"])
             async with Producer(stream, codec=codec) as producer:
                 await (await producer.send_many(readings(sent, 5)))
             sent += 5
-            await asyncio.sleep(0.05)
+            # Never more than about a list ahead, however slow the machine is.
+            await eventually(lambda least=before + KEYS * 20: is_over or noted() > least, 60)
+
+    def noted() -> int:
+        """How long the log is, in bytes; about 20 for each event handled."""
+        return log.path.stat().st_size if log.path.exists() else 0
 
     async def grows(by: int) -> None:
         """Until so much more was handled."""
-        size = log.path.stat().st_size if log.path.exists() else 0
-        await eventually(lambda: log.path.exists() and log.path.stat().st_size > size + by * 20, 30)
+        before = noted()
+        await eventually(lambda: noted() > before + by * 20, 30)
 
     living = [start(), start()]
     stopped: list[Process] = []

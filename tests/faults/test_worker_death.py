@@ -122,6 +122,39 @@ async def test_a_deadly_event_dies_alone(
     assert done | set(seen) | deadly == everyone
 
 
+async def test_a_deadly_entry_is_isolated_though_tries_are_counted_together(
+    stream: Stream, start: Callable[..., Process]
+) -> None:
+    """In a batch and behind others, an entry kills all workers that it may: those that wait behind
+    it are begun once more, alone, and were counted with it once. Those before it, too; but what was
+    acknowledged only just before is begun a second time, and no third."""
+    await send(stream, make_events(30), "plain")
+    (key,) = stream.keys
+    *_, (deadly, _) = await stream.server.call("XRANGE", key, "-", "+", "COUNT", 6, key=key)
+    begun: Counter[int] = Counter()
+    done: set[int] = set()
+    for turn in range(1, 6):
+        process = start("deadly-batch", deliveries_max=5)
+        assert await asyncio.to_thread(process.process.wait, 30) == 1
+        process.end()
+        begun.update(process.numbers("begin"))
+        done.update(process.numbers("done"))
+        rows = await stream.server.call("XPENDING", key, "g", deadly, "+", 100, key=key)
+        count, *behind = [row[3] for row in rows]
+        assert count == turn
+        assert {*behind} <= ({1} if turn == 1 else {1, 2})
+    seen, worker = await finish(stream, deliveries_max=5)
+    (letter,) = await letters(stream)
+    assert msgspec.msgpack.decode(letter["d"], type=Event).fields["n"] == 5
+    assert letter["deliveries"] == b"5"
+    assert b"its workers died of it" in letter["reason"]
+    assert worker.stats.dead == 1
+    assert done | set(seen) | {5} == set(range(30))
+    begun += seen
+    assert all(begun[n] <= 3 for n in range(5))
+    assert all(begun[n] <= 2 for n in range(6, 30))
+
+
 async def test_a_count_survives_a_kill(stream: Stream, start: Callable[..., Process]) -> None:
     """Failed tries are counted on the server: another worker goes on where a killed one was."""
     await send(stream, make_events(1))

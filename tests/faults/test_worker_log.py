@@ -15,7 +15,7 @@ import pytest
 from standpipe import Batch, Stream, Worker
 from tests.conditions import eventually
 from tests.servers.entries import make_events, numbers
-from tests.servers.fleet import TestSentinel, TestServer, free_port
+from tests.servers.fleet import TestCluster, TestSentinel, TestServer, free_port
 from tests.servers.working import running, send
 
 pytestmark = pytest.mark.faults
@@ -234,6 +234,33 @@ async def test_a_failover(
         assert last.server_before == f"127.0.0.1:{group.primary.port}"
         # In between the new primary may have been a replica still.
         assert len(found.records) <= 4
+
+
+@MODES
+async def test_a_node_that_is_away(
+    cluster: Callable[..., TestCluster], caplog: pytest.LogCaptureFixture, ordered: bool
+) -> None:
+    """However many shards a node of a cluster has, its outage begins with one line and ends with
+    one; one more says that the nodes that are left take nothing without it."""
+    nodes = cluster("valkey-9.1", appendonly="yes", appendfsync="always")
+    async with (
+        Stream("s", nodes.url, shards=12) as stream,
+        watched(stream, caplog, ordered=ordered) as found,
+    ):
+        await eventually(lambda: not ordered or len(found.worker.consumer.leases.owned) == 12, 20)
+        node = nodes.node_of(stream.keys[0])
+        node.kill()
+        await eventually(lambda: len(found.states) > 1 and found.retries >= 40, 30)
+        await asyncio.to_thread(node.start)
+        await found.goes_on(stream, 1)
+        first, *between, last = found.states
+        assert first == ("waiting", "ServerUnavailableError")
+        assert last[0] == "ok"
+        kinds = [error for state, error in between if state == "waiting"]
+        assert "ClusterDownError" in kinds
+        # Beside, it may be met while it loads or is not known again yet.
+        assert len(kinds) == len(between) <= 3
+        assert (found.records[0].shard, found.records[0].stream) == (None, "s")
 
 
 async def test_a_server_that_is_away_while_a_handler_ends(

@@ -7,6 +7,7 @@ output what its handler does: ``begin <n> <deliveries>``, ``done <n>``. The mode
 * ``slow``: each takes 20 ms; ``slower``: 100 ms.
 * ``fail``: each raises.
 * ``poison``: the process ends in the middle of number 5; the others take 20 ms.
+* ``deadly-batch``: the same with a handler of batches.
 * ``late``: each waits for a line on standard input and then raises; what the worker then counts is
   said as ``counts <taken from us> <dead>``.
 """
@@ -17,7 +18,7 @@ import asyncio
 import os
 import sys
 
-from standpipe import Context, Event, Stream, Worker
+from standpipe import Batch, Context, Event, Stream, Worker
 from tests.conditions import eventually
 
 
@@ -27,7 +28,15 @@ async def work(url: str, name: str, mode: str, *options: str) -> None:
     async with Stream(name, url) as stream:
         worker = Worker(stream, "g", **given)  # type: ignore[arg-type]
 
-        @worker.each
+        async def handle_batch(batch: Batch, context: Context) -> None:
+            for event in batch:
+                print("begin", event.fields["n"], context.deliveries, flush=True)
+            if any(event.fields["n"] == 5 for event in batch):
+                os._exit(1)
+            await asyncio.sleep(0.02)
+            for event in batch:
+                print("done", event.fields["n"], flush=True)
+
         async def handle(event: Event, context: Context) -> None:
             n = event.fields["n"]
             print("begin", n, context.deliveries, flush=True)
@@ -42,6 +51,11 @@ async def work(url: str, name: str, mode: str, *options: str) -> None:
                 raise ValueError("too late")
             await asyncio.sleep(0.1 if mode == "slower" else 0.02)
             print("done", n, flush=True)
+
+        if mode == "deadly-batch":
+            worker.batch(handle_batch)
+        else:
+            worker.each(handle)
 
         async def count() -> None:
             await eventually(lambda: worker.consumer.stats.taken_from_us, 60)

@@ -176,8 +176,11 @@ async def test_letters_are_kept_with_the_last_acknowledgement(stream: Stream) ->
         if 0 in found:
             raise Reject("the first")
         batch.ack()
-        # The loop has its turn, and must not acknowledge the entry without its letter.
-        await asyncio.sleep(0.05)
+        # The loop takes its turns in order: when this one comes it has looked at what is
+        # acknowledged, and must not have settled the entry without its letter.
+        turn = asyncio.Event()
+        asyncio.get_running_loop().call_soon_threadsafe(turn.set)
+        await turn.wait()
 
     await send(stream, make_events(8))
     async with running(worker):

@@ -344,7 +344,11 @@ async def test_a_group_that_has_done_all_is_deleted(server: TestServer, stream: 
         await groups.delete_group(stream, "g", active_ms=0)
     (would,) = await groups.delete_group(stream, "g", dry_run=True)
     assert would.requeued == 1
-    server.command("DEL", letter)
+    # Settled, and still there until a worker looks again.
+    server.command("XGROUP", "CREATE", letter, "g", "0")
+    server.command("XACK", letter, "g", *give(server, letter, "g", "w", 10))
+    (would,) = await groups.delete_group(stream, "g", dry_run=True)
+    assert would.requeued == 0
     (did,) = await groups.delete_group(stream, "g", active_ms=0)
     assert (did.outcome, did.pending, did.lag, did.requeued) == ("deleted", 0, 0, 0)
     assert raw_groups(server, key) == {}

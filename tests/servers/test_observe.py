@@ -102,6 +102,14 @@ async def test_what_a_trend_is_made_of(server: TestServer, wire: Server, stream_
             server.command("XACK", stream_name, "g", f"{old + 60_000 - age}-0")
         server.command("XADD", stream.requeued_key(0, "g"), "*", "id", "1-0")
         assert await group_of(stream) == (0, 1)
+        # Its length is 3, of which one is settled.
+        key = stream.requeued_key(0, "g")
+        server.command("XADD", key, "*", "id", "2-0")
+        server.command("XADD", key, "*", "id", "3-0")
+        server.command("XGROUP", "CREATE", key, "g", "0")
+        taken = server.command("XREADGROUP", "GROUP", "g", "c", "COUNT", 2, "STREAMS", key, ">")
+        server.command("XACK", key, "g", taken[0][1][0][0])
+        assert await group_of(stream) == (0, 2)
 
 
 async def test_lag_that_cannot_be_known(server: TestServer, wire: Server, stream_name: str) -> None:

@@ -211,6 +211,40 @@ async def test_rejected_and_taken_out_of_a_block(stream: Stream, kind: str) -> N
     assert len(await letters(stream)) == 24 * 4
 
 
+async def test_parts_of_what_may_have_killed_workers_go_one_at_a_time(stream: Stream) -> None:
+    """At their last try, blocks that a dead worker has left are handled one at a time over all
+    shards, and so are the parts of one that fails: which one it was must be clear."""
+    await send(stream, readings(4))
+    for key in stream.keys:
+        await stream.server.call("XGROUP", "CREATE", key, "g", "0", key=key)
+        read = ("XREADGROUP", "GROUP", "g", "dead", "STREAMS", key, ">")
+        await stream.server.call(*read, key=key)
+    worker = ordered(stream, deliveries_max=2, concurrency=4)
+    seen: Seen = defaultdict(list)
+    at_work: list[int] = []
+    most = 0
+
+    @worker.batch
+    async def handle(batch: Batch, context: Context) -> None:
+        nonlocal most
+        assert context.deliveries == 2
+        at_work.append(context.shard)
+        most = max(most, len(at_work))
+        for _ in range(5):  # Time enough for another one to begin.
+            await stream.server.call("PING", key=stream.keys[0])
+        at_work.remove(context.shard)
+        if len(batch) > 3:
+            raise ValueError("too many at once")
+        for event in batch:
+            seen[event.key].append(event.fields["n"])
+
+    async with running(worker):
+        await through(stream)
+    assert most == 1
+    assert [*seen.values()] == [[0, 1, 2, 3]] * 24
+    assert await letters(stream) == []
+
+
 async def test_a_former_owner_is_refused(stream: Stream) -> None:
     """One that was not heard of for longer than its lease: another owns its shards, and what it
     acknowledges or buries is refused and counted; it forgets what it held."""

@@ -420,6 +420,8 @@ async def test_full_buffer_waits(limit: dict[str, int], own_server: OwnServer) -
             await producer.send_many(make_events(500, first=500))
 
         feeding = asyncio.create_task(feed())
+        await eventually(lambda: producer.stats.sent > 10)
+        # Time enough to pass the limit.
         await asyncio.wait({feeding}, timeout=0.3)
         assert not feeding.done()
         assert 10 < producer.stats.sent <= 120

@@ -143,6 +143,13 @@ async def _is_operated(server: ProvisionedServer, name: str) -> None:
         status = await stream_status(stream)
         assert sum(shard.dead for shard in status.shards) == 1
         assert all(shard.memory_bytes for shard in status.shards)
+        # What is requeued is counted, though its group has not been given it.
+        key = stream.requeued_key(0, "g")
+        server.command("XADD", key, "*", "d", "x")
+        server.command("XGROUP", "CREATE", key, "g", "0")
+        status = await stream_status(stream)
+        server.command("DEL", key)
+        assert [group.requeued for group in status.shards[0].groups] == [1]
     async with Stream(name, server.url_of("operator")) as stream:
         assert {group.name for group in await list_groups(stream)} == {"g"}
         report = await read_pending(stream, "g")

@@ -47,6 +47,29 @@ def test_an_outage_is_two_lines(condition: Condition, caplog: pytest.LogCaptureF
     assert all(vars(record).items() >= FACTS.items() for record in caplog.records)
 
 
+def test_an_outage_of_several_lanes_is_two_lines(
+    condition: Condition, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lanes that meet it, each with its own error again and again: a line for each kind, and one
+    when the last of them is through, which says where those are that had met it."""
+    for lane, server in enumerate(("a:1", "b:2", "c:3")):
+        condition.is_at(server, lane=lane)
+    for _ in range(5):
+        condition.met("reader", ServerUnavailableError("refused"), 20, lane=0)
+        condition.met("reader", ServerLoadingError("LOADING"), 20, lane=1)
+    condition.through("reader", "d:4", lane=0)
+    condition.through("reader", "c:3", lane=2)
+    assert condition.is_waiting
+    condition.through("reader", "b:2", lane=1)
+    assert not condition.is_waiting
+    assert lines(caplog) == [
+        ("waiting", "ServerUnavailableError"),
+        ("waiting", "ServerLoadingError"),
+        ("ok", "ServerLoadingError"),
+    ]
+    assert "by b:2, d:4 in place of a:1, b:2" in caplog.records[-1].message
+
+
 def test_each_change_is_a_line(condition: Condition, caplog: pytest.LogCaptureFixture) -> None:
     """What becomes another trouble is said, and so is another server in the end."""
     condition.met("reader", ServerUnavailableError("refused"), 20)

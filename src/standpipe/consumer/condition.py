@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 from standpipe.errors import ReplyTimeoutError, ServerUnavailableError, StandpipeError
@@ -12,11 +13,11 @@ log: Final = logging.getLogger("standpipe.consumer")
 
 
 class Condition:
-    """The condition of one lane: all is well, or it waits for what an error names to be over.
+    """The condition of a consumer: all is well, or it waits for what errors name to be over.
 
-    Several loops share a lane, and each meets an outage by itself and tries again in its own time.
-    Logged is when the first of them meets it, when it becomes another one, and when the last of
-    them is through.
+    Several loops share a lane, a cluster has a lane for each shard, and each loop meets an outage
+    by itself and tries again in its own time. Logged is when the first of them meets it, when one
+    meets another error than those that wait, and when the last of them is through.
 
     Args:
         facts: What each line says beside: stream, shard, group, consumer.
@@ -29,17 +30,21 @@ class Condition:
         """The kind of the error that was logged last."""
         self._since = 0.0
         self._tries = 0
-        self._waiting: Final[set[str]] = set()
-        """The loops that have met it and are not through yet."""
-        self._server = ""
-        """Where the lane was connected when all was well."""
+        self._waiting: Final[dict[tuple[int, str], str]] = {}
+        """The loops, by their lane, that have met it and are not through yet; and what they met."""
+        self._servers: Final[dict[int, str]] = {}
+        """Where each lane was connected when all was well."""
+        self._through: Final[dict[int, str]] = {}
+        """Where those lanes are connected that had met it and are through."""
 
-    def met(self, who: str, error: StandpipeError, wait_ms: int) -> None:
+    def met(self, who: str, error: StandpipeError, wait_ms: int, *, lane: int = 0) -> None:
         """A loop has met an error, and will try again."""
-        self._waiting.add(who)
-        self._tries += 1
         kind = _kind(error)
-        if self.is_waiting and kind == self._error:
+        # Some may wait for one error while others meet another, each again and again.
+        is_new = kind not in self._waiting.values()
+        self._waiting[lane, who] = kind
+        self._tries += 1
+        if not is_new:
             log.debug("%s: %s; again in %d ms", who, error, wait_ms)
             return
         if not self.is_waiting:
@@ -48,36 +53,44 @@ class Condition:
         log.warning("%s; trying until it is over (%s)", error, error.hint,
                     extra=self._facts | {"state": "waiting", "error": kind})  # fmt: skip
 
-    def through(self, who: str, server: str) -> None:
+    def through(self, who: str, server: str, *, lane: int = 0) -> None:
         """A loop has done what it could not; called often, so ask ``is_waiting`` first."""
-        self._waiting.discard(who)
+        if self._waiting.pop((lane, who), None) is None:
+            return
+        self._through[lane] = server
         if self._waiting:
             return
         self.is_waiting = False
         ms = round((time.monotonic() - self._since) * 1000)
-        before, self._server = self._server, server
-        is_elsewhere = before and server != before
-        place = f"by {server} in place of {before}" if is_elsewhere else f"by {server}"
+        before = {each: self._servers.get(each, "") for each in self._through}
+        is_elsewhere = any(was and was != self._through[each] for each, was in before.items())
+        now, was = _joined(self._through.values()), _joined(before.values())
+        self._servers.update(self._through)
+        self._through.clear()
         log.warning(
             "%s is served again %s, after %d ms and %d tries",
             _named(self._facts),
-            place,
+            f"by {now} in place of {was}" if is_elsewhere else f"by {now}",
             ms,
             self._tries,
             extra=self._facts
             | {
                 "state": "ok",
                 "error": self._error,
-                "server": server,
-                "server_before": before or None,
+                "server": now,
+                "server_before": was or None,
                 "waited_ms": ms,
                 "tries": self._tries,
             },
         )
 
-    def is_at(self, server: str) -> None:
+    def is_at(self, server: str, *, lane: int = 0) -> None:
         """All is well at a server."""
-        self._server = server
+        self._servers[lane] = server
+
+
+def _joined(servers: Iterable[str]) -> str:
+    return ", ".join(sorted({server for server in servers if server}))
 
 
 def _kind(error: StandpipeError) -> str:

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Hold
 from standpipe.consumer.intake import ConsumerStats, Delivery, Intake
-from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.lane import Lane, entry_order
 from standpipe.consumer.leases import Leases
+from standpipe.consumer.member import Member
 from standpipe.consumer.mixing import require_no_owners, require_no_strangers
 from standpipe.consumer.ordered import OrderedLane
 from standpipe.consumer.requeued import RequeuedLane, RequeuedShard
@@ -120,12 +122,13 @@ class Consumer:
         keys = self.stream.keys
         clustered = self.stream.server.is_cluster
         groups = [[shard] for shard in range(len(keys))] if clustered else [list(range(len(keys)))]
+        condition = Condition(self._member.facts(None if len(keys) > 1 else 0))
+        given = [(self._member, self._intake, shards, condition) for shards in groups]
         leased: list[OrderedLane] = []
         if self.leases is None:
-            self._lanes = [Lane(self._member, self._intake, shards) for shards in groups]
+            self._lanes = [Lane(*each) for each in given]
         else:
-            leases = self.leases
-            leased = [OrderedLane(self._member, self._intake, shards, leases) for shards in groups]
+            leased = [OrderedLane(*each, self.leases) for each in given]
             self._lanes = [*leased]
         try:
             for lane in self._lanes:
@@ -286,6 +289,7 @@ class Consumer:
 
         Cost: one round trip; counts that are asked for while it is under way go together next.
         """
+        ids = sorted(ids, key=entry_order)
         await self._lane(shard).counting.write(Hold(shard, ids, deliveries))
 
     def _lane(self, shard: int) -> Lane:

@@ -23,6 +23,7 @@ from standpipe.consumer.condition import Condition
 from standpipe.consumer.counting import Counting, Hold
 from standpipe.consumer.intake import Delivery, Intake, Room, Undecodable
 from standpipe.consumer.links import Links
+from standpipe.consumer.member import Member
 from standpipe.errors import (
     DecodeError,
     GroupNotFoundError,
@@ -45,21 +46,9 @@ from standpipe.limits import (
     WRITE_BYTES_MAX,
 )
 from standpipe.policy import backoff_ms, renew_every_ms
-from standpipe.stream import Stream
 from standpipe.wire import Link, pack
 
 log: Final = logging.getLogger("standpipe.consumer")
-
-
-class Member(NamedTuple):
-    """Who reads: one name in one group of one stream."""
-
-    stream: Stream
-    group: str
-    name: str
-    start: str
-    """Where the group begins if it has to be created."""
-    idle_ms_min: int
 
 
 class _Asked(NamedTuple):
@@ -75,7 +64,9 @@ class _Asked(NamedTuple):
 class Lane(Links):
     """The shards behind one connection, or a pair: one that blocks and one that does not."""
 
-    def __init__(self, member: Member, intake: Intake, shards: list[int]) -> None:
+    def __init__(
+        self, member: Member, intake: Intake, shards: list[int], condition: Condition
+    ) -> None:
         self.member = member
         self.intake = intake
         self.shards = shards
@@ -98,19 +89,10 @@ class Lane(Links):
         self._reached: dict[int, bytes] = {}
         """Per shard: the last entry that the group was given, as far as is known here."""
         self._layout = member.stream.definition.layout
-        self.condition = Condition(self.facts(shards[0] if len(shards) == 1 else None))
-        """Of what the loops of this lane meet; those of what is requeued share it."""
-
-    def facts(self, shard: int | None, state: str | None = None) -> dict[str, Any]:
-        """What a log line says beside its text."""
-        member = self.member
-        return {
-            "stream": self.stream.name,
-            "shard": None if shard is None else int(shard),
-            "group": member.group,
-            "consumer": member.name,
-            **({} if state is None else {"state": state}),
-        }
+        self.condition = condition
+        """Of what the loops meet; all lanes of the consumer share it."""
+        self._place: Final = shards[0]
+        self.facts: Final = member.facts
 
     # --- what ordered mode does otherwise --------------------------------------------------------
 
@@ -144,7 +126,7 @@ class Lane(Links):
         if not isinstance(error, GroupNotFoundError):
             if not error.retryable:
                 raise error
-            self.condition.met(who, error, wait_ms)
+            self.condition.met(who, error, wait_ms, lane=self._place)
             # The server that refuses may not be the one to ask any more: find it anew.
             for link in links:
                 if link is not None:
@@ -157,7 +139,7 @@ class Lane(Links):
     def _works(self, who: str) -> None:
         """What a loop could not do, it has done."""
         if self.condition.is_waiting:
-            self.condition.through(who, self._server())
+            self.condition.through(who, self._server(), lane=self._place)
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -185,7 +167,7 @@ class Lane(Links):
                 log.error("the server has lost the stream %s; with group %s it is created again at "
                           "%s", key, group, start,
                           extra=self.facts(shard, "stream_created"))  # fmt: skip
-        self.condition.is_at(self._server())
+        self.condition.is_at(self._server(), lane=self._place)
         await self._learn_reached()
 
     async def _where_to_begin(self, shard: int) -> str:

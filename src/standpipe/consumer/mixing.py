@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from standpipe.consumer.lane import Lane, Member
+from standpipe.consumer.lane import Lane
 from standpipe.consumer.leases import lease_keys
+from standpipe.consumer.member import Member
 from standpipe.errors import GroupInUseError, NotPermittedError, StandpipeError
 from standpipe.limits import START_TRIES_MAX, STRANGERS_LOOK_MS, STRANGERS_MS_MAX
 from standpipe.policy import backoff_ms

@@ -13,9 +13,11 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from standpipe.consumer.condition import Condition
 from standpipe.consumer.intake import Intake
-from standpipe.consumer.lane import Lane, Member, entry_order
+from standpipe.consumer.lane import Lane, entry_order
 from standpipe.consumer.leases import Lease, Leases, lease_keys
+from standpipe.consumer.member import Member
 from standpipe.errors import GroupNotFoundError, StandpipeError
 from standpipe.keyspace import side_key
 from standpipe.limits import (
@@ -42,8 +44,15 @@ class _Request(NamedTuple):
 class OrderedLane(Lane):
     """The shards behind one pair of connections, those of them that the consumer owns."""
 
-    def __init__(self, member: Member, intake: Intake, shards: list[int], leases: Leases) -> None:
-        super().__init__(member, intake, shards)
+    def __init__(
+        self,
+        member: Member,
+        intake: Intake,
+        shards: list[int],
+        condition: Condition,
+        leases: Leases,
+    ) -> None:
+        super().__init__(member, intake, shards, condition)
         self._leases = leases
         self._wake = asyncio.Event()
         self._ack_order = asyncio.Lock()

@@ -154,9 +154,9 @@ class RequeuedLane(Lane):
 
     def __init__(self, lane: Lane) -> None:
         keys = _RequeuedKeys(lane.stream, lane.member.group)
-        super().__init__(lane.member._replace(stream=keys), lane.intake, lane.shards)
+        member = lane.member._replace(stream=keys)
+        super().__init__(member, lane.intake, lane.shards, lane.condition)
         self._lane = lane
-        self.condition = lane.condition
         lanes = len(self.stream.keys) // len(lane.shards)
         self._look_s = max(REQUEUED_LOOK_MS, lanes * REQUEUED_LOOK_GAP_MS) / 1000
         self.shards = []

@@ -373,11 +373,11 @@ async def delete_group(
         GroupNotFoundError: it stands on no shard.
         ServerError: the server cannot be reached or refuses; it may then be gone from some shards.
 
-    Cost: XLEN and XGROUP DESTROY per shard, beside looking.
+    Cost: waiting.lua and XGROUP DESTROY per shard, beside looking.
     """
     found = await find_group(stream, group, shard)
     requeued = [
-        await stream.server.call("XLEN", stream.requeued_key(each.shard, group), key=each.key)
+        await stream.server.run(script("waiting"), (stream.requeued_key(each.shard, group),))
         for each in found
     ]
     if not force and not dry_run and (reasons := _losses(found, sum(requeued), active_ms)):

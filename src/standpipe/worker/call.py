@@ -6,7 +6,7 @@ import asyncio
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -26,7 +26,9 @@ class Open(msgspec.Struct, eq=False, gc=False):
     is_begun: bool = False
     """Whether some of its events are settled and others are not."""
     deliveries: int = 1
-    """The highest of its events, as the server knows it."""
+    """The highest of its events that have begun."""
+    counted: int = 1
+    """The same as the server knows it; higher where a try was counted before its turn."""
     letters: list[list[bytes]] = []
 
 
@@ -81,6 +83,10 @@ class Calls(asyncio.Queue[Call]):
         for call in reversed(calls):
             self.put_nowait(call)
         self._is_putting_back = False
+
+    def behind(self, call: Call, count: int) -> list[Call]:
+        """The first of those that come behind one that was taken out; they stay."""
+        return list(islice(self._queue, count))
 
     def ready(self) -> int:
         """How many could be made now."""

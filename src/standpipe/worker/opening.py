@@ -54,7 +54,8 @@ class Opener:
         calls: list[Call] = []
         for entry, open_entry in zip(batch.entries, opened, strict=True):
             alone = Batch([entry], stream=batch.stream, shard=batch.shard)
-            before = open_entry.deliveries = counts.get(open_entry.id, 0)
+            before = counts.get(open_entry.id, 0)
+            open_entry.deliveries = open_entry.counted = before
             if on_takeover(before + 1, self._deliveries_max) == "retry" or decode_error(entry):
                 calls += await self._calls_of(alone, [open_entry], before + 1)
             else:

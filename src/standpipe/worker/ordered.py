@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from standpipe.consumer.leases import Leases
@@ -79,6 +80,9 @@ class Lines(Calls):
         while calls and len(found) < count and calls[0].deliveries == 1:
             found.append(calls.popleft())
         return found
+
+    def behind(self, call: Call, count: int) -> list[Call]:
+        return list(islice(self._line(call).calls, count))
 
     def done(self, call: Call) -> None:
         """A call that was taken out, and what was put back of it, is through: the next may go."""

@@ -22,7 +22,6 @@ from standpipe.errors import (
     DecodeError,
     EventTypeError,
     HandlerError,
-    StandpipeError,
 )
 from standpipe.event import Batch, Event
 from standpipe.limits import (
@@ -51,6 +50,7 @@ from standpipe.worker.ordered import Lines, NotBegun
 from standpipe.worker.presence import Kind, Presence
 from standpipe.worker.settling import Settler
 from standpipe.worker.threads import Slice, Threads
+from standpipe.worker.tries import Tries
 
 log: Final = logging.getLogger("standpipe.worker")
 
@@ -143,6 +143,7 @@ class Worker:
         self._calls: Calls = self._lines or Calls()
         if leases is not None and self._lines is not None:
             leases.is_busy, leases.changed = self._is_busy, self._lines.changed
+        self._tries = Tries(self.consumer, self._calls, deliveries_max)
         self._busy = 0
         self._presence = Presence(
             self.consumer, self.stats, lambda: (self._busy, self._calls.ready())
@@ -302,6 +303,7 @@ class Worker:
                     if call.acks is not None:
                         call.acks.close()
                         self._acknowledge(call)
+                await self._tries.give_back()
                 await self.consumer.leave()
                 await self._presence.leave()
         except TimeoutError:
@@ -457,29 +459,18 @@ class Worker:
     async def _try_again(self, call: Call) -> None:
         """Call the handler once more.
 
-        The try is counted on the server first: this process may not live to do so after. Of those
-        whose workers may have died of them only one at a time has its last try, so that it is clear
-        which one it was if this worker dies too.
+        The try is counted on the server first. Of those whose workers may have died of them only
+        one at a time has its last try, so that it is clear which one it was if this worker dies
+        too.
         """
         async with self._suspects if call.is_suspect else nullcontext():
             if not self._stop_asked.is_set():
-                await self._count(call)
+                is_alone = not self._tries.may_be_ahead(call)
+                await self._tries.begin(call)
                 await self._try([call])
-                if call.is_suspect:
+                if is_alone:
                     # Its acknowledgement must not go down with the next one.
                     await self.consumer.flush(call.opened[0].shard)
-
-    async def _count(self, call: Call) -> None:
-        """Write the delivery count of a call's entries to the server."""
-        shard, ids = call.opened[0].shard, [entry.id for entry in call.opened]
-        # Of an entry's events each is tried by itself, and the entry has one count for all.
-        count = max(call.deliveries, *(entry.deliveries for entry in call.opened))
-        for entry in call.opened:
-            entry.deliveries = count
-        try:
-            await self.consumer.count_delivery(shard, ids, count)
-        except StandpipeError as error:
-            log.debug("the delivery count of %s could not be kept: %s", call.first, error)
 
     def _holds(self, call: Call) -> bool:
         """Whether an entry of a call is still this worker's."""
@@ -684,7 +675,7 @@ class Worker:
                 if entry.deliveries == call.deliveries:
                     entry.deliveries -= 1
             call.deliveries -= 1
-            await self._count(call)
+            await self._tries.count(call)
             call.deliveries += 1
         log.debug("put off %s of shard %d", call.first, call.opened[0].shard)
         self._queue_later(call, handler_backoff_ms(1) if wait_ms is None else wait_ms)
@@ -717,7 +708,10 @@ class Worker:
         for start, stop in ((0, middle), (middle, len(argument))):
             part, indexes = argument.part(start, stop)
             opened = [call.opened[index] for index in indexes]
-            halves.append(Call(part, opened, part.entries[0].id, call.deliveries))
+            first = part.entries[0].id
+            # Of a block that its workers may have died of, either half may be what they died of.
+            is_suspect = call.is_suspect
+            halves.append(Call(part, opened, first, call.deliveries, is_suspect=is_suspect))
         if self._lines is not None:
             self._calls.put_back(halves)
             return

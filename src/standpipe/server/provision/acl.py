@@ -78,8 +78,9 @@ _STATUS: Final = (
         ("shard", "requeued"),
         "exists xlen xinfo|stream xinfo|groups xinfo|consumers xpending memory|usage type",
     ),
-    # How far a group is behind only the next entry says; XINFO STREAM shows entries anyway.
-    Grant(("shard",), "xrange"),
+    # How far a group is behind only the next entry says, and what is requeued has to be counted;
+    # XINFO STREAM shows entries anyway.
+    Grant(("shard", "requeued"), "xrange"),
     Grant(("dead",), "xlen exists"),
     Grant(("lost", "workers"), "hgetall hmget zrange zrangebyscore"),
 )
