@@ -291,6 +291,10 @@ READ_COUNT: Final = PART_EVENTS_MAX
 keeps up with its producers, and the server is held up no longer than by these. A read is bounded by
 the events in flight as well."""
 
+PAGE_COUNT: Final = 256
+"""Entries per page and shard of what a reader goes through: some of each shard are in memory until
+their time has come."""
+
 READ_BLOCK_MS: Final = 2_000
 """How long a read waits at the server when there is nothing new. It only bounds how fast a drain is
 noticed on an idle stream; new entries end it at once."""

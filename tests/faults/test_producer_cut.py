@@ -84,8 +84,9 @@ async def _require_all_once(
         print(f"{time.monotonic() - started:.0f} s")
         assert all(done[fault] > cuts / 50 for fault in FAULTS)
         assert producer.stats.retries > cuts / 2
-        # Lost, halved and late replies are to blocks that the server had.
-        assert producer.stats.recognised > cuts / 2
+        # Lost, halved and late replies are to blocks that the server had: three of four faults, if
+        # their number is not so small that chance has a say.
+        assert producer.stats.recognised > cuts / 3
         assert producer.stats.forgotten == producer.stats.failed == 0
 
         ids = []

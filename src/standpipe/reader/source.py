@@ -20,7 +20,7 @@ from standpipe.archive import Archive, ArchivedTable, Undecodable
 from standpipe.codec import ColumnsEntry, decode_entry
 from standpipe.errors import DecodeError, ScriptMissingError, StandpipeError
 from standpipe.event import Batch, Entry, EventId
-from standpipe.limits import GAPS_KEPT_MAX, READ_COUNT, SEND_DEADLINE_MS
+from standpipe.limits import GAPS_KEPT_MAX, PAGE_COUNT, SEND_DEADLINE_MS
 from standpipe.policy import backoff_ms
 from standpipe.reader.archived import Reach, read_reach
 from standpipe.reader.kept import Gap, Kept, Track
@@ -232,7 +232,7 @@ class Source(Generic[Read]):
     async def _page(self) -> tuple[list[Any], Kept]:
         """The entries behind the last one, and what the server says of the shard right after."""
         first = self._bounds.start.entry if self._is_at_start else f"({self._behind.entry}"
-        page = ("XRANGE", self._key, first, self._bounds.end_text, "COUNT", READ_COUNT)
+        page = ("XRANGE", self._key, first, self._bounds.end_text, "COUNT", PAGE_COUNT)
         server, kept = self._way.stream.server, script("kept")
         keys = (self._key, self._way.stream.archived_key(self.shard))
 
@@ -259,7 +259,7 @@ class Source(Generic[Read]):
                 and the archive does not have them: it may be another one, or an older copy.
         """
         page = [entry_of(entry_id) for entry_id, _ in rows]
-        found = self._track.missed(self._behind, page, kept, is_full=len(rows) == READ_COUNT)
+        found = self._track.missed(self._behind, page, kept, is_full=len(rows) == PAGE_COUNT)
         is_trimmed = kept.first is None or kept.first > self._behind
         if is_in_archive:
             assert kept.cursor is not None
