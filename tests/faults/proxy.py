@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Sequence
 
@@ -55,6 +57,7 @@ class Proxy:
         self._write = b"\r\n" + write.encode()
         self._writes = 0
         self._links: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._listener: asyncio.Server | None = None
 
     @property
@@ -78,6 +81,13 @@ class Proxy:
         await asyncio.gather(*self._links, return_exceptions=True)
         await self._listener.wait_closed()
 
+    def reset(self) -> None:
+        """Reset all connections (RST), whatever is under way or not."""
+        for writer in self._writers:
+            made: socket.socket = writer.get_extra_info("socket")
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # Only __aexit__ cancels, and asyncio would log that as an error.
         with contextlib.suppress(asyncio.CancelledError):
@@ -87,6 +97,7 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._links.add(task)
+        self._writers.add(writer)
         server: asyncio.StreamWriter | None = None
         try:
             from_server, server = await asyncio.open_connection("127.0.0.1", self._target)
@@ -98,6 +109,7 @@ class Proxy:
             pass
         finally:
             self._links.discard(task)
+            self._writers.discard(writer)
             for end in (writer, server):
                 if end is not None:
                     end.close()

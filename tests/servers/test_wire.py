@@ -42,6 +42,7 @@ from standpipe.keyspace import shard_keys, side_key
 from standpipe.limits import KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES_MAX
 from standpipe.wire import Link, Server, pack, script
 from tests.conditions import eventually, eventually_sync
+from tests.faults.proxy import Proxy
 from tests.servers.certificates import make_certificates
 from tests.servers.fleet import Fleet, TestCluster, TestSentinel, TestServer, free_port
 from tests.servers.moving import begin_move, move_slot
@@ -507,6 +508,25 @@ async def test_script_is_taught(server_name: str, own_server: OwnServer) -> None
             assert reply[0] == b"new"
             server.command("SCRIPT", "FLUSH")
     assert server.command("XLEN", "s") == 3
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_connection_that_was_reset_meanwhile(server: TestServer, loop: str) -> None:
+    """A connection that is reset while nothing is under way is unavailable, on the loop of the
+    command line as well: its owner makes a new one."""
+
+    async def run() -> None:
+        async with Proxy(server.port) as proxy, Server(proxy.url) as wire:
+            link = await wire.link("x")
+            assert await link.call("PING") == b"PONG"
+            proxy.reset()
+            await eventually(link._connection._writer.is_closing)
+            with pytest.raises(ServerUnavailableError):
+                await link.call("PING")
+            assert not link.is_open
+
+    with asyncio.Runner(loop_factory=pytest.importorskip(loop).new_event_loop) as runner:
+        runner.run(run())
 
 
 # --- what a server says --------------------------------------------------------------------------

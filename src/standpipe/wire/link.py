@@ -114,9 +114,12 @@ class Link:
             # redis-py would connect anew without a word: to another server, perhaps.
             raise ServerUnavailableError(f"{self.where}: the connection is closed")
         writer: Any = getattr(self._connection, "_writer", None)
-        # redis-py would wait here until almost all is on its way. But a large write over a slow
-        # line takes long, and as long as replies come it must not be begun again.
-        writer.writelines(commands)
+        # Where it was reset meanwhile uvloop refuses, and asyncio writes in vain: reading then says
+        # what has happened.
+        if not writer.is_closing():
+            # redis-py would wait here until almost all is on its way. But a large write over a slow
+            # line takes long, and as long as replies come it must not be begun again.
+            writer.writelines(commands)
 
     async def replies(
         self, count: int, *, reply_ms_max: int | None = None, into: list[Any] | None = None
