@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -45,7 +45,7 @@ class Bar:
             TimeRemainingColumn,
         )
 
-        time: Final = TimeRemainingColumn() if shows_left else TimeElapsedColumn()
+        time = TimeRemainingColumn() if shows_left else TimeElapsedColumn()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
