@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import (
     TYPE_CHECKING,
@@ -445,7 +445,7 @@ def _are_plain(keys: list[Any], times: list[Any], fields: list[dict[Any, Any]]) 
         return (
             _are_plain_keys(keys)
             and _are_plain_times(times)
-            and _are_plain_names(set[Any]().union(*fields), fields)
+            and _are_plain_fields(set[Any]().union(*fields), fields)
             and _are_plain_values(list(chain.from_iterable(map(_values_of, fields))))
         )
     except (TypeError, ValueError, OverflowError):
@@ -491,10 +491,24 @@ def _are_plain_times(times: list[Any]) -> bool:
     )
 
 
-def _are_plain_names(names: set[Any], fields: list[dict[Any, Any]]) -> bool:
+def are_plain_names(names: Collection[Any]) -> bool:
+    """:func:`check_events` for the names of one event's fields, likewise."""
+    try:
+        return len(names) <= FIELDS_PER_EVENT_MAX and _are_texts(names)
+    except ValueError:
+        return False
+
+
+def _are_texts(names: Collection[Any]) -> bool:
     if set(map(type, names)) - {str} or "" in names:
         return False
     "".join(names).encode()
+    return True
+
+
+def _are_plain_fields(names: set[Any], fields: list[dict[Any, Any]]) -> bool:
+    if not _are_texts(names):
+        return False
     return len(names) <= FIELDS_PER_EVENT_MAX or max(map(len, fields)) <= FIELDS_PER_EVENT_MAX
 
 

@@ -170,6 +170,9 @@ that."""
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that a producer holds between send() and the acknowledgement; then send() waits."""
 
+DICT_SHAPES_MAX: Final = 256
+"""Sets of names for which it is remembered how dicts that have them are encoded together."""
+
 HOMES_REMEMBERED_MAX: Final = 200_000
 """Keys whose shard a producer remembers, about 20 MB, before it begins anew."""
 

@@ -10,7 +10,8 @@ the header is checked at once, the content when it is asked for, and what is wro
 DecodeError.
 
 values.py turns one value into text and back, plain.py, rows.py and columns.py are the layouts,
-payload.py is what both blocks share, and table.py is what a table of events is.
+payload.py is what both blocks share, dicts.py and structs.py are short ways to rows, and table.py
+is what a table of events is.
 """
 
 # pyarrow ships no types.
@@ -21,6 +22,7 @@ from __future__ import annotations
 from typing import Final
 
 from standpipe.codec.columns import ColumnsEntry, encode_columns
+from standpipe.codec.dicts import rows_from_dicts
 from standpipe.codec.plain import PlainEntry, PlainLayout, encode_plain
 from standpipe.codec.rows import (
     RowsEntry,
@@ -54,6 +56,7 @@ __all__ = [
     "events_to_table",
     "read_event",
     "row_part",
+    "rows_from_dicts",
     "rows_part",
     "rows_payload",
 ]

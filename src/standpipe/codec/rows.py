@@ -30,6 +30,14 @@ _loosely: Final = msgspec.msgpack.Decoder(list[_Loose]).decode
 _one_loosely: Final = msgspec.msgpack.Decoder(_Loose).decode
 
 
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """What is encoded as an Event is, with a Struct in the place of its dict of fields."""
+
+    key: str | None
+    time: int
+    fields: Any
+
+
 def encode_rows(events: Sequence[Event], *, compress: bool = True) -> bytes:
     """Events as the payload of a rows block.
 

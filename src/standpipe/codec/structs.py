@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from standpipe.codec.payload import unpack
-from standpipe.codec.rows import RowsEntry, announced
+from standpipe.codec.rows import Row, RowsEntry, announced
 from standpipe.errors import DecodeError
 from standpipe.event import Event, Milliseconds, are_plain_columns
 from standpipe.limits import FIELDS_PER_EVENT_MAX
@@ -60,7 +60,7 @@ class StructRows(NamedTuple):
         times = columns.pop("time", None)
         if times is None or not are_plain_columns(keys, times, columns.values()):
             return None
-        return cast("list[Event]", [*map(_Row, keys, times, map(self.fields, *columns.values()))])
+        return cast("list[Event]", [*map(Row, keys, times, map(self.fields, *columns.values()))])
 
     def read(self, entry: RowsEntry) -> list[Any] | None:
         """A block's events as Structs; None: they have to be looked at one by one.
@@ -82,14 +82,6 @@ class StructRows(NamedTuple):
             for attribute, name in zip(self.attributes, self.names, strict=True)
         ]
         return list(map(self.make, *columns))
-
-
-class _Row(msgspec.Struct, array_like=True, gc=False):
-    """What is encoded as an Event is, with a Struct for fields."""
-
-    key: str | None
-    time: int
-    fields: Any
 
 
 @cache

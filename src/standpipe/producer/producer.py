@@ -20,6 +20,7 @@ from standpipe.codec import (
     encode_columns,
     events_to_table,
     row_part,
+    rows_from_dicts,
     rows_part,
 )
 from standpipe.errors import (
@@ -473,10 +474,11 @@ class Producer:
             check_events(checked)
         elif kinds == {dict}:
             dicts = cast("list[dict[str, Any]]", listed)
-            names = self.stream.definition
-            checked = events_from_dicts(
-                dicts, key_field=names.key_field, time_field=names.time_field
-            )
+            definition = self.stream.definition
+            names = {"key_field": definition.key_field, "time_field": definition.time_field}
+            checked = rows_from_dicts(dicts, **names) if self._codec == "rows" else None
+            if checked is None:
+                checked = events_from_dicts(dicts, **names)
         else:
             rows = StructRows.of(kinds.pop()) if len(kinds) == 1 and self._codec == "rows" else None
             checked = None if rows is None else rows.events(listed)
