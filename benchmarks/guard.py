@@ -12,12 +12,15 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import uvloop
-from measuring import bench_server, measure
+from measuring import Bench, bench_server, measure
 
 ROUNDS = 3
+ROUNDS_MAX = 9
+"""While a bound is not kept, measuring goes on so long: what others do on the machine passes."""
 COUNTS = {
     "redis-py": 20_000,
     "standpipe-plain": 30_000,
@@ -38,7 +41,7 @@ class Bound(NamedTuple):
 BOUNDS = {
     ("standpipe-plain", "produce"): Bound(2.5, 1010),
     ("standpipe-plain", "consume"): Bound(0.45, 8),
-    ("standpipe-rows", "produce"): Bound(6.5, 12),
+    ("standpipe-rows", "produce"): Bound(8, 12),
     ("standpipe-rows", "consume"): Bound(3.7, 1),
     ("standpipe-rows-send", "produce"): Bound(2.2, 12),
     ("standpipe-columns", "produce"): Bound(50, 1),
@@ -46,30 +49,49 @@ BOUNDS = {
 }
 
 
-async def main() -> int:
-    cpu: dict[tuple[str, str], list[float]] = defaultdict(list)
-    commands: dict[tuple[str, str], list[float]] = defaultdict(list)
-    async with bench_server() as bench:
-        for _ in range(ROUNDS):
-            for subject, count in COUNTS.items():
-                for mode in ("produce", "consume"):
-                    if subject != "redis-py" and (subject, mode) not in BOUNDS:
-                        continue
+class Found:
+    """What has been measured, by subject and mode."""
+
+    def __init__(self) -> None:
+        self._cpu: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._commands: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    async def measure(self, bench: Bench) -> None:
+        """One round more."""
+        for subject, count in COUNTS.items():
+            for mode in ("produce", "consume"):
+                if subject == "redis-py" or (subject, mode) in BOUNDS:
                     found = await measure(bench, subject, mode, count)
-                    cpu[subject, mode].append(found[f"{mode}_cpu_us"])
-                    commands[subject, mode].append(found["commands_per_1000"])
-    failed = 0
+                    self._cpu[subject, mode].append(found[f"{mode}_cpu_us"])
+                    self._commands[subject, mode].append(found["commands_per_1000"])
+
+    def lines(self) -> Iterator[tuple[bool, str]]:
+        """Of each bound whether it is kept, and its line."""
+        for (subject, mode), bound in BOUNDS.items():
+            # The least of the rounds: others on the machine can only add to it.
+            ours, theirs = min(self._cpu[subject, mode]), min(self._cpu["redis-py", mode])
+            less, sent = theirs / ours, statistics.median(self._commands[subject, mode])
+            is_kept = less >= bound.times_less_cpu_min and sent <= bound.commands_per_1000_max
+            yield (
+                is_kept,
+                f"{subject:<21} {mode:<8} {ours:>8.3f} {less:>11.1f} "
+                f"{bound.times_less_cpu_min:>6.1f} {sent:>9.2f} "
+                f"{bound.commands_per_1000_max:>6.1f}  {'ok' if is_kept else 'WORSE'}",
+            )
+
+
+async def main() -> int:
+    found = Found()
+    async with bench_server() as bench:
+        for number in range(1, ROUNDS_MAX + 1):
+            await found.measure(bench)
+            if number >= ROUNDS and all(is_kept for is_kept, _ in found.lines()):
+                break
     print(f"{'':<30} {'CPU µs':>8} {'times less':>11} {'bound':>6} {'commands':>9} {'bound':>6}")
-    for (subject, mode), bound in BOUNDS.items():
-        # The least of the rounds: others on the machine can only add to it.
-        ours, theirs = min(cpu[subject, mode]), min(cpu["redis-py", mode])
-        less, sent = theirs / ours, statistics.median(commands[subject, mode])
-        is_kept = less >= bound.times_less_cpu_min and sent <= bound.commands_per_1000_max
+    failed = 0
+    for is_kept, line in found.lines():
         failed += not is_kept
-        print(
-            f"{subject:<21} {mode:<8} {ours:>8.3f} {less:>11.1f} {bound.times_less_cpu_min:>6.1f} "
-            f"{sent:>9.2f} {bound.commands_per_1000_max:>6.1f}  {'ok' if is_kept else 'WORSE'}"
-        )
+        print(line)
     if failed:
         print(f"{failed} of {len(BOUNDS)} bounds are not kept: profile before you raise one.")
     return 1 if failed else 0

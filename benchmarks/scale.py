@@ -6,10 +6,10 @@ or its pending entries grow; and what the size of blocks does.
     python benchmarks/scale.py --from FILE --into docs/performance.md
 
 One thing varies at a time, on the embedded server with its AOF (everysec); the cases take turns
-within each round, and the medians over the rounds are given. Producing and consuming follow one
-another. A handler decodes every event, and what came is counted: a run that lost one, or got one
-twice, ends with an error. What starting and stopping costs whatever the length (connecting, the
-group, leaving it) is measured with a stream of one event and taken off; the table names it.
+within each round; given are the medians over the rounds, of CPU the least. Producing and consuming
+follow one another. A handler decodes every event, and what came is counted: a run that lost one, or
+got one twice, ends with an error. What starting and stopping costs whatever the length (connecting,
+the group, leaving it) is measured with a stream of one event and taken off; the table names it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import uvloop
+from sides import DEVICES, dicts
 
 from standpipe import Batch, EmbeddedServer, Producer, Stream, Worker
 from standpipe.limits import BLOCK_EVENTS_MAX
@@ -45,7 +46,6 @@ LARGE = 2_000_000
 """Cases above this many events run in the first round alone."""
 AGAIN_MIN = 3
 """Such a run is made so often at least and its range is shown: one alone may be a lucky one."""
-DEVICES = 10_000
 EVENTS = 500_000
 """Events of a case that varies something else."""
 SEEDED = 1_000
@@ -105,19 +105,6 @@ def throughput_cases(quick: bool) -> list[Case]:
 # --- what is sent --------------------------------------------------------------------------------
 
 
-def readings(keys: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": f"meter-{n % keys:05d}",
-            "time": 1_767_225_600_000 + n // 10,
-            "volts": 230 + n * 7919 % 83 / 10,
-            "amps": n * 104_729 % 1_601 / 100,
-            "temperature": 20 + n * 31 % 50 / 10,
-        }
-        for n in range(PREPARED)
-    ]
-
-
 class Prepared:
     """Readings of so many keys, as lists of dicts and as a table."""
 
@@ -129,7 +116,7 @@ class Prepared:
     def of(self, keys: int) -> Prepared:
         if self._keys != keys:
             gc.unfreeze()
-            self._dicts = readings(keys)
+            self._dicts = dicts(PREPARED, keys)
             self._table = pa.Table.from_pylist(self._dicts)
             self._keys = keys
             # Else each collection of the measured code would look through these as well.
@@ -289,20 +276,25 @@ async def measure_throughput(url: str, cases: list[Case], rounds: int) -> list[d
     return [
         {
             **case._asdict(),
-            "produce": _medians([produced for produced, _ in found]),
-            "consume": _medians([consumed for _, consumed in found]),
+            "produce": _together([produced for produced, _ in found]),
+            "consume": _together([consumed for _, consumed in found]),
             "fixed_ms": [took.wall * 1000 for took in fixed[case.codec, case.shards]],
         }
         for case, found in runs.items()
     ]
 
 
-def _medians(found: list[Figures]) -> Figures:
-    """None where a round could not tell: a median of the others would be of the slow ones."""
+def _together(found: list[Figures]) -> Figures:
+    """Of rates the median; of CPU the least, as others on the machine can only add to it.
+
+    None where a round could not tell: the others would be the slow ones.
+    """
 
     def of(name: str) -> float | None:
         values = [value for each in found if (value := each[name]) is not None]
-        return statistics.median(values) if len(values) == len(found) else None
+        if len(values) < len(found):
+            return None
+        return min(values) if name.endswith("cpu_us") else statistics.median(values)
 
     return {name: of(name) for name in found[0]}
 
@@ -528,9 +520,9 @@ def markdown(result: dict[str, Any]) -> str:
     versions, machine = result["versions"], result["machine"]
     text = [
         f"{result['when']}, {machine['cores']} cores, Python {versions['python']}, "
-        f"{versions['server']}, AOF everysec; medians of {result['rounds']} rounds, of one above "
-        f"{LARGE:,} events. Percentages are against the line marked · of the same codec; "
-        "?: too little beside what starting costs to be told.",
+        f"{versions['server']}, AOF everysec; medians of {result['rounds']} rounds, of CPU the "
+        f"least of them; above {LARGE:,} events one. Percentages are against the line marked · of "
+        "the same codec; ?: too little beside what starting costs to be told.",
         "",
     ]
     lines = result["lines"]
@@ -600,7 +592,7 @@ if __name__ == "__main__":
     names = (*WHAT, "pending")
     parser.add_argument("--only", default=",".join(names), help="some of: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a million events at most")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--from", dest="source", type=Path, help="measure nothing: read this file")
     parser.add_argument("--into", type=Path, help="put the tables between the page's markers")

@@ -44,15 +44,15 @@ class Reading(msgspec.Struct):
     temperature: float
 
 
-def columns(count: int) -> tuple[list[str], list[int], list[list[float]]]:
-    """The same readings for every subject: 10,000 meters in turn, three numbers that wander as
-    measured ones do, with the decimals that meters send."""
+def columns(count: int, devices: int = DEVICES) -> tuple[list[str], list[int], list[list[float]]]:
+    """The same readings for every subject: meters in turn, three numbers that wander as measured
+    ones do, with the decimals that meters send."""
     chance = np.random.default_rng(7)
-    device = np.arange(count) % DEVICES
+    device = np.arange(count) % devices
     volts = np.round(230 + np.cumsum(chance.normal(0, 0.02, count)) % 10, 1)
     amps = np.round(np.abs(chance.normal(6, 2, count)), 2)
     temperature = np.round(20 + 5 * np.sin(np.arange(count) / 50_000), 1)
-    keys = [f"meter-{number:05d}" for number in range(DEVICES)]
+    keys = [f"meter-{number:05d}" for number in range(devices)]
     start = 1_767_225_600_000
     return (
         [keys[number] for number in device.tolist()],
@@ -61,8 +61,8 @@ def columns(count: int) -> tuple[list[str], list[int], list[list[float]]]:
     )
 
 
-def dicts(count: int) -> list[dict[str, Any]]:
-    keys, times, values = columns(count)
+def dicts(count: int, devices: int = DEVICES) -> list[dict[str, Any]]:
+    keys, times, values = columns(count, devices)
     return [
         {"key": key, "time": at, "volts": v, "amps": a, "temperature": t}
         for key, at, v, a, t in zip(keys, times, *values, strict=True)

@@ -613,7 +613,8 @@ class Producer:
         # Hash each distinct key once, then bring the rows of each shard together, in their order.
         keys = pc.dictionary_encode(table.column("key").combine_chunks())
         homes = [partition(key, len(shards)) for key in keys.dictionary.to_pylist()]
-        home = pc.fill_null(pc.take(pa.array(homes, pa.int32()), keys.indices), 0)
+        # There are at most 256 shards, and single bytes are sorted and counted in half the time.
+        home = pc.fill_null(pc.take(pa.array(homes, pa.uint8()), keys.indices), 0)
         order = pc.sort_indices(home)
         together, start = table.take(order), 0
         counts = {each["values"]: each["counts"] for each in pc.value_counts(home).to_pylist()}
