@@ -185,6 +185,36 @@ def limit_of_server(url: str, count: int) -> float | None:
     return float(re.findall(r'"([\d.]+)"', done.stdout.splitlines()[-1])[0])
 
 
+class Stolen:
+    """How much of the CPU time that this machine wanted its host gave to others, since this was
+    made. Rates are lower by more than that, and CPU times higher: caches are shared as well."""
+
+    def __init__(self) -> None:
+        self._before = self._look()
+
+    def percent(self) -> float | None:
+        """None: no virtual machine on Linux, or nothing ran."""
+        busy, stolen = (
+            now - before for now, before in zip(self._look(), self._before, strict=True)
+        )
+        return 100 * stolen / (busy + stolen) if busy + stolen else None
+
+    def _look(self) -> tuple[int, int]:
+        try:
+            words = Path("/proc/stat").read_text().split(maxsplit=9)
+        except OSError:
+            return 0, 0
+        # user nice system idle iowait irq softirq steal
+        user, nice, system, _, _, irq, softirq, steal = map(int, words[1:9])
+        return user + nice + system + irq + softirq, steal
+
+
+def stolen_told(result: dict[str, Any]) -> str:
+    """What a reader has to know of a virtual machine that did not get all of its cores."""
+    percent = result.get("stolen_percent") or 0.0
+    return f"; the host took {percent:.0f} % of the CPU time for others" if percent >= 1 else ""
+
+
 def machine() -> dict[str, Any]:
     names = ("standpipe", "redis", "hiredis", "msgspec", "pyarrow", "uvloop", "faststream")
     found: dict[str, str] = {"python": platform.python_version()}

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from measuring import stolen_told
+
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "docs" / "performance.png"
 NAMES = {
@@ -56,7 +58,7 @@ def headline(result: dict[str, Any]) -> list[str]:
     told = ", ".join(f"{name} {versions[name]}" for name in ("python", "redis", "server"))
     return [
         f"{result['when']}, {result['machine']['cores']} cores, {told}, AOF everysec, level "
-        f"`memory`; medians of {result['rounds']} rounds."
+        f"`memory`; medians of {result['rounds']} rounds{stolen_told(result)}."
     ]
 
 

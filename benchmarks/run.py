@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from measuring import bench_server, latency, limit_of_server, machine, measure
+from measuring import Stolen, bench_server, latency, limit_of_server, machine, measure
 from report import markdown
 
 # Events per measurement: about a second of the quicker side's work.
@@ -61,6 +61,7 @@ async def main(subjects: dict[str, int], rounds: int, latency_s: int) -> dict[st
     limits: dict[str, list[float]] = defaultdict(list)
     timed: dict[str, list[dict[str, float]]] = defaultdict(list)
     starts: dict[str, float] = {}
+    stolen = Stolen()
     for aof in (True, False):
         name = "aof" if aof else "no-aof"
         async with bench_server(aof=aof) as bench:
@@ -90,6 +91,7 @@ async def main(subjects: dict[str, int], rounds: int, latency_s: int) -> dict[st
                 starts["send"] = start_ms(*words)
     return {
         **machine(),
+        "stolen_percent": stolen.percent(),
         "rounds": rounds,
         "events": subjects,
         "figures": {name: medians(each) for name, each in found.items()},

