@@ -153,7 +153,8 @@ async def measure(bench: Bench, subject: str, mode: str, count: int) -> dict[str
 
 
 async def latency(bench: Bench, subject: str, rate: int, seconds: int) -> dict[str, float]:
-    """Send at a rate, and measure from when each event was due to when its handler had it, ms."""
+    """Send at a rate, and measure from when each event was due to when its handler had it, ms; and
+    what that takes of both processes, CPU-µs per event."""
     name = f"latency_{subject}_{time.monotonic_ns()}"
     count = rate * seconds
     reader = await Side.start(subject, "time", bench.url, name, count)
@@ -166,6 +167,8 @@ async def latency(bench: Bench, subject: str, rate: int, seconds: int) -> dict[s
     return {
         **{mark: found[f"{mark}_ms"] for mark in ("p50", "p99", "p99.9", "max")},
         "reached_per_s": count / sent["wall_s"],
+        "sender_cpu_us": sent["cpu_s"] / count * 1e6,
+        "worker_cpu_us": found["cpu_s"] / count * 1e6,
     }
 
 

@@ -64,10 +64,11 @@ def headline(result: dict[str, Any]) -> list[str]:
 
 def rates(result: dict[str, Any], aof: str) -> list[str]:
     lines = [
-        "| | produced/s | consumed/s | both at once/s | producer µs | worker µs | server µs "
-        "| server, of a core | bytes/event |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| | produced/s | consumed/s | both at once/s | of redis-py's | producer µs | worker µs "
+        "| server µs | server, of a core | bytes/event |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    other = result["figures"].get(f"redis-py both {aof}")
     for subject, name in NAMES.items():
         found = {
             mode: result["figures"].get(f"{subject} {mode} {aof}")
@@ -79,6 +80,10 @@ def rates(result: dict[str, Any], aof: str) -> list[str]:
         for mode in ("produce", "consume", "both"):
             figures = found[mode]
             cells.append(f"{figures['events_per_s']:,.0f}" if figures else "-")
+        is_told = other is not None and found["both"] is not None
+        cells.append(
+            f"{found['both']['events_per_s'] / other['events_per_s']:.1f} x" if is_told else "-"
+        )
         both = found["both"] or found["produce"]
         cells += [f"{both[field]:.2f}" if field in both else "-" for field in CPU]
         cells.append(f"{both['server_core_percent']:.0f} %")
@@ -89,14 +94,17 @@ def rates(result: dict[str, Any], aof: str) -> list[str]:
 
 def latencies(result: dict[str, Any]) -> list[str]:
     lines = [
-        "| from when it was due to its handler, ms | p50 | p99 | p99.9 | max | sent/s |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| from when it was due to its handler, ms | p50 | p99 | p99.9 | max | sent/s "
+        "| sender µs | worker µs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, found in result["latency"].items():
         subject, rate = name.split()
         title = f"{NAMES[subject].split(', pipe')[0]}, {int(rate):,} events/s"
         cells = [f"{found[mark]:.2f}" for mark in ("p50", "p99", "p99.9", "max")]
         cells.append(f"{found['reached_per_s']:,.0f}")
+        sides = (found.get("sender_cpu_us"), found.get("worker_cpu_us"))
+        cells += ["-" if cpu is None else f"{cpu:.0f}" for cpu in sides]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
 

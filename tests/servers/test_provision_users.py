@@ -145,6 +145,8 @@ async def _is_operated(server: ProvisionedServer, name: str) -> None:
         assert all(shard.memory_bytes for shard in status.shards)
         # What is requeued is counted, though its group has not been given it.
         key = stream.requeued_key(0, "g")
+        # The worker may have ended before it cleared away what it had settled there.
+        server.command("DEL", key)
         server.command("XADD", key, "*", "d", "x")
         server.command("XGROUP", "CREATE", key, "g", "0")
         status = await stream_status(stream)
