@@ -595,12 +595,12 @@ def _busy(server: TestServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loading(server: TestServer) -> Iterator[None]:
-    """DEBUG RELOAD of a data set that takes a second, since each key is made to take its time."""
+    """DEBUG RELOAD of a data set that takes four seconds, as each key is made to take its time."""
     # A loading server looks at its clients after every 2 MiB.
     fill = "for i = 1, 400 do redis.call('SET', 'k' .. i, ('x'):rep(50000)) end"
     server.command("EVAL", fill, 0)
     server.command("CONFIG", "SET", "rdbcompression", "no")
-    server.command("CONFIG", "SET", "key-load-delay", "2500")
+    server.command("CONFIG", "SET", "key-load-delay", "10000")
     reloading = redis.Redis(port=server.port, socket_timeout=None, retry=None).connection_pool
     connection = reloading.get_connection()
     connection.send_command("DEBUG", "RELOAD")
