@@ -96,8 +96,9 @@ class Archive:
             found = again
         # Of files that are gone nothing need be remembered.
         there = {file.path for file in found}
-        for path in [each for each in self._infos if each.startswith(f"{stream_folder(stream)}/")]:
-            if path not in there:
+        # A copy, as threads share this object: another may add to it meanwhile.
+        for path in list(self._infos):
+            if path not in there and path.startswith(f"{stream_folder(stream)}/"):
                 self._infos.pop(path, None)
         by_shard: dict[int, list[ArchiveFile]] = {}
         for file in found:
@@ -143,10 +144,12 @@ class Archive:
             FileNotFoundError: it is not there any more.
             ArchiveDamagedError: it cannot be read.
         """
-        if file.path not in self._infos:
+        info = self._infos.get(file.path)
+        if info is None:
             with self.opened(file) as parquet:
-                self._infos[file.path] = read_info(parquet.schema_arrow, self.path(file))
-        return self._infos[file.path]
+                info = read_info(parquet.schema_arrow, self.path(file))
+            self._infos[file.path] = info
+        return info
 
     @contextlib.contextmanager
     def opened(self, file: ArchiveFile) -> Generator[Any]:
