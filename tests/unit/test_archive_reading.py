@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +48,47 @@ def put(archive: Archive, after: EventId, numbers: Sequence[int], rows_max: int 
 
 def numbers(archive: Archive, **options: object) -> list[int]:
     return [e.fields["n"] for table in archive.read("s", **options) for e in table.events()]
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns after every few instructions."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_share_an_archive(tmp_path: Path) -> None:
+    """One lists, and forgets the files that are gone, while another takes in what files say."""
+    archive = Archive(tmp_path)
+    put(archive, BEGIN, range(30), rows_max=1)
+    files = archive.files("s")
+    # Of other streams it knows many: going through them takes its time.
+    archive._infos.update({f"other/{n}": archive.info(files[0]) for n in range(5_000)})
+    ended = threading.Event()
+    failed: list[Exception] = []
+
+    def look() -> None:
+        try:
+            while not ended.is_set():
+                for file in files:
+                    assert archive.info(file).stream == "s"
+        except Exception as error:
+            failed.append(error)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            assert len(archive.files("s")) == 30
+            for file in files:
+                archive._infos.pop(file.path, None)
+    finally:
+        ended.set()
+        looking.join()
+    assert not failed
 
 
 class TornFolder(Folder):
