@@ -196,7 +196,7 @@ class Stolen:
         self._before = self._look()
 
     def percent(self) -> float | None:
-        """None: no virtual machine on Linux, or nothing ran."""
+        """None: this is not Linux, or nothing ran."""
         busy, stolen = (
             now - before for now, before in zip(self._look(), self._before, strict=True)
         )

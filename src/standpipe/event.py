@@ -492,7 +492,7 @@ def _are_plain_times(times: list[Any]) -> bool:
 
 
 def are_plain_names(names: Collection[Any]) -> bool:
-    """:func:`check_events` for the names of one event's fields, likewise."""
+    """:func:`check_events` for the names of one event's fields, without saying what is wrong."""
     try:
         return len(names) <= FIELDS_PER_EVENT_MAX and _are_texts(names)
     except ValueError:

@@ -27,7 +27,7 @@ from standpipe.errors import (
     WrongTypeError,
 )
 from standpipe.keyspace import partition
-from standpipe.limits import PART_EVENTS_MAX, TABLE_BLOCK_BYTES_MAX
+from standpipe.limits import PART_EVENTS_MAX, SHARDS_MAX, TABLE_BLOCK_BYTES_MAX
 from standpipe.wire import Link, Server
 from tests.conditions import eventually
 from tests.servers.entries import (
@@ -116,7 +116,7 @@ async def test_names_of_key_and_time(server: TestServer, wire: Server, stream_na
     assert fields == ["meter", "m-1", "at", str(TIME), "volts", "230.5"]
 
 
-@pytest.mark.parametrize("shards", [1, 8])
+@pytest.mark.parametrize("shards", [1, 8, SHARDS_MAX])
 @pytest.mark.parametrize("codec", CODECS)
 async def test_receipts(codec: str, shards: int, wire: Server, stream_name: str) -> None:
     """Every receipt gives the ID under which its event stands in its key's shard, whatever sends it

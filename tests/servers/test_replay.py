@@ -514,7 +514,7 @@ async def test_at_the_pace_of_the_entries(
             async for part in getattr(Reader(stream, speed=10), use)():
                 arrived += [asyncio.get_running_loop().time() - began] * len(part)
             assert len(arrived) == 21
-            assert all(at >= n * 0.01 for n, at in enumerate(arrived))
+            assert all(at >= n * 0.01 - 0.005 for n, at in enumerate(arrived))
 
 
 async def test_at_the_pace_of_the_events(
@@ -530,7 +530,7 @@ async def test_at_the_pace_of_the_events(
         began = loop.time()
         arrived = [(event.fields["n"], loop.time() - began) async for event in reader]
         assert [n for n, _ in arrived] == list(range(6))
-        assert all(at >= max(times[: n + 1]) / 2000 for n, at in arrived)
+        assert all(at >= max(times[: n + 1]) / 2000 - 0.005 for n, at in arrived)
 
 
 @pytest.mark.parametrize(

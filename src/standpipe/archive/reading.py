@@ -56,7 +56,7 @@ class Archive:
         ArchiveUnreachableError: it cannot be connected to; retryable.
 
     Every method may raise ArchiveUnreachableError (retryable) and ArchiveUnusableError (rights).
-    All of them block: call them in a thread where an event loop runs.
+    All of them block: call them in a thread where an event loop runs. Threads may share one object.
     """
 
     def __init__(self, url: str | Path, *, options: Mapping[str, Any] | None = None) -> None:
